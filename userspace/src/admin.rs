@@ -1,0 +1,1 @@
+//! The admin, metrics and readiness ports of the daemon.

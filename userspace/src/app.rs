@@ -1,0 +1,1 @@
+//! The wiring: builds the parts of a role from its configuration and joins them by values.

@@ -1,0 +1,1 @@
+//! Keeps the kernel in agreement with the pods that should be captured.

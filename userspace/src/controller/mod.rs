@@ -1,0 +1,1 @@
+//! Cluster-wide duties: the certificate authority as a service.

@@ -1,0 +1,1 @@
+//! Linux below us: programs, maps, links, pins, routes.

@@ -1,0 +1,1 @@
+//! Kubernetes objects as the source of desired state.

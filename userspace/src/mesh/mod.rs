@@ -1,0 +1,13 @@
+//! The mesh as plain values and pure functions: no async, no I/O, no clock, no lock.
+
+pub mod balance;
+pub mod identity;
+pub mod policy;
+pub mod route;
+pub mod service;
+pub mod snapshot;
+pub mod workload;
+
+pub use identity::{SpiffeId, TrustDomain};
+pub use snapshot::MeshSnapshot;
+pub use workload::{Workload, WorkloadUid};

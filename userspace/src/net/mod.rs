@@ -1,0 +1,1 @@
+//! Sockets in a pod's network namespace.

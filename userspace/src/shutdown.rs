@@ -1,0 +1,1 @@
+//! Ownership of tasks: who is still running, how to ask them to end, and how long to wait.
