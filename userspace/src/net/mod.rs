@@ -1,1 +1,12 @@
-//! Sockets in a pod's network namespace.
+//! Sockets in a pod's network namespace: entering it, listening in it, dialling from it. What the bytes mean is not
+//! its business.
+
+mod dial;
+mod listen;
+pub mod marks;
+mod namespace;
+mod options;
+
+pub use dial::{DialError, abort, deliver, dial_mesh, dial_plain};
+pub use listen::{ListenError, Moved, PodListeners, PodPorts, Role, listen};
+pub use namespace::{Namespace, NamespaceError};

@@ -1,0 +1,199 @@
+//! The daemon's listeners inside a pod's namespace: three roles, each on both loopback addresses. Kernel programs find
+//! them through a sock map, so their port numbers matter to nobody but an application that wants the same ones.
+
+use super::{Namespace, NamespaceError, marks};
+use socket2::{Domain, Socket, Type};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+};
+
+/// What arrives at a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Steered connections of the pod's applications.
+    Outbound,
+    /// Plaintext for the pod, from outside the mesh.
+    Plaintext,
+    /// HBONE for the pod.
+    Hbone,
+}
+
+impl Role {
+    pub const ALL: [Self; 3] = [Self::Outbound, Self::Plaintext, Self::Hbone];
+
+    /// The port that Istio's users know to keep free.
+    pub const fn wanted_port(self) -> u16 {
+        match self {
+            Self::Outbound => 15001,
+            Self::Plaintext => 15006,
+            Self::Hbone => 15008,
+        }
+    }
+
+    /// True if the peer is an application of the pod, over `lo`: pacing and congestion control only cost there.
+    const fn is_local_hop(self) -> bool {
+        matches!(self, Self::Outbound)
+    }
+}
+
+/// The ports the listeners got, the same for both families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodPorts {
+    pub outbound: u16,
+    pub plaintext: u16,
+    pub hbone: u16,
+}
+
+/// A role that did not get the port it wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub role: Role,
+    pub port: u16,
+}
+
+/// The listeners of one pod: each role on 127.0.0.1 and, where the kernel has IPv6, on [::1]. They are nonblocking and
+/// transparent (the local address of an accepted socket is the original destination); accepted sockets inherit
+/// TCP_NODELAY and the daemon's mark.
+#[derive(Debug)]
+pub struct PodListeners {
+    pub outbound: Vec<TcpListener>,
+    pub plaintext: Vec<TcpListener>,
+    pub hbone: Vec<TcpListener>,
+    pub ports: PodPorts,
+    pub moved: Vec<Moved>,
+}
+
+impl PodListeners {
+    pub fn of(&self, role: Role) -> &[TcpListener] {
+        match role {
+            Role::Outbound => &self.outbound,
+            Role::Plaintext => &self.plaintext,
+            Role::Hbone => &self.hbone,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error("cannot listen on {address} for {role:?}")]
+    Listen {
+        role: Role,
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("port {wanted} for {role:?} is taken, and so is every port outside the ephemeral range {low} to {high}")]
+    NoFreePort {
+        role: Role,
+        wanted: u16,
+        low: u16,
+        high: u16,
+    },
+}
+
+/// Opens the listeners of a pod in its namespace.
+pub fn listen(namespace: &Namespace) -> Result<PodListeners, ListenError> {
+    namespace.run(|| {
+        let mut moved = Vec::new();
+        let mut open = |role| {
+            let (sockets, port) = open_role(role)?;
+            if port != role.wanted_port() {
+                moved.push(Moved { role, port });
+            }
+            Ok::<_, ListenError>((sockets, port))
+        };
+        let (outbound, outbound_port) = open(Role::Outbound)?;
+        let (plaintext, plaintext_port) = open(Role::Plaintext)?;
+        let (hbone, hbone_port) = open(Role::Hbone)?;
+        let ports = PodPorts {
+            outbound: outbound_port,
+            plaintext: plaintext_port,
+            hbone: hbone_port,
+        };
+        Ok(PodListeners {
+            outbound,
+            plaintext,
+            hbone,
+            ports,
+            moved,
+        })
+    })?
+}
+
+fn open_role(role: Role) -> Result<(Vec<TcpListener>, u16), ListenError> {
+    let (low, high) = ephemeral_range();
+    // Never an ephemeral port: a listener on 127.0.0.1:50051 makes the application's wildcard bind of 50051 fail.
+    let free = (high.saturating_add(1)..=u16::MAX)
+        .filter(|port| *port > high)
+        .chain((1024..low).rev());
+    for port in std::iter::once(role.wanted_port()).chain(free) {
+        match open_pair(role, port) {
+            Ok(sockets) => return Ok((sockets, port)),
+            Err((_, source)) if source.kind() == io::ErrorKind::AddrInUse => {}
+            Err((address, source)) => return Err(ListenError::Listen { role, address, source }),
+        }
+    }
+    Err(ListenError::NoFreePort {
+        role,
+        wanted: role.wanted_port(),
+        low,
+        high,
+    })
+}
+
+/// `net.ipv4.ip_local_port_range` of the namespace we are in; it counts for IPv6 too.
+fn ephemeral_range() -> (u16, u16) {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = text.split_whitespace().filter_map(|end| end.parse().ok());
+    (ends.next().unwrap_or(32768), ends.next().unwrap_or(60999))
+}
+
+fn open_pair(role: Role, port: u16) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let mut sockets = Vec::with_capacity(2);
+    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        let address = SocketAddr::new(ip, port);
+        match open_one(role, address) {
+            Ok(socket) => sockets.push(socket),
+            // A kernel without IPv6 has no connections of that family to steer either.
+            Err(error) if ip.is_ipv6() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
+            Err(error) => return Err((address, error)),
+        }
+    }
+    Ok(sockets)
+}
+
+fn open_one(role: Role, address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    // Before listen: the kernel side recognises our listeners by the mark at that moment.
+    socket.set_mark(marks::DAEMON)?;
+    // Accepted sockets inherit it, and sit on the application's own port: without it the application could not bind
+    // its port again after a restart.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        // Also lets [::1] be bound where IPv6 is switched off for now, so that switching it on later finds a listener.
+        socket.set_ip_transparent_v6(true)?;
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    if role.is_local_hop() {
+        prefer_cubic(&socket);
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 32_768;
+
+/// On `lo` a paced congestion control costs a multiple of the CPU and gains nothing. Where the kernel has no cubic, the
+/// host's own choice stays.
+pub(super) fn prefer_cubic(socket: &Socket) {
+    if let Err(error) = socket.set_tcp_congestion(b"cubic") {
+        tracing::debug!(%error, "no cubic on a local hop");
+    }
+}

@@ -1,0 +1,188 @@
+//! A network namespace, and running a piece of code inside it.
+
+use super::options;
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
+use std::{
+    cell::RefCell,
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// An open network namespace. It lives at least as long as this value or a clone of it does.
+#[derive(Clone)]
+pub struct Namespace(Arc<Open>);
+
+struct Open {
+    file: File,
+    /// Device and inode: what identifies a namespace from outside.
+    inode: (u64, u64),
+    cookie: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    #[error("no namespace at {path}")]
+    Gone { path: PathBuf },
+    #[error("{path} is not a network namespace")]
+    NotANamespace { path: PathBuf },
+    #[error("cannot open the namespace at {path}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot enter the namespace")]
+    Enter { source: io::Error },
+}
+
+thread_local! {
+    /// Where this thread is at home, opened at its first visit elsewhere.
+    static HOME: RefCell<Option<Namespace>> = const { RefCell::new(None) };
+    /// Where this thread is now, if not at home.
+    static VISITING: RefCell<Option<Namespace>> = const { RefCell::new(None) };
+}
+
+/// Asks the kernel whether an open file is a network namespace, before anybody tries to enter it.
+fn is_network_namespace(file: &File) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    // proc's magic links and bind mounts of them are on nsfs; setns with CLONE_NEWNET checks the type itself.
+    nix::sys::statfs::fstatfs(file).is_ok_and(|facts| i64::from(facts.filesystem_type().0) == NSFS_MAGIC)
+}
+
+impl Namespace {
+    /// Opens the namespace that is mounted at `path` (as `/run/netns/x` or `/proc/1/ns/net`).
+    pub fn open(path: &Path) -> Result<Self, NamespaceError> {
+        let file = File::open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => NamespaceError::Gone { path: path.to_owned() },
+            _ => NamespaceError::Open {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        // `ip netns add` makes a plain file before it mounts the namespace there.
+        if !is_network_namespace(&file) {
+            return Err(NamespaceError::NotANamespace { path: path.to_owned() });
+        }
+        Self::from_file(file).map_err(|error| match error {
+            NamespaceError::Enter { source } if source.raw_os_error() == Some(libc::EINVAL) => {
+                NamespaceError::NotANamespace { path: path.to_owned() }
+            }
+            error => error,
+        })
+    }
+
+    /// The calling thread's namespace.
+    pub fn current() -> Result<Self, NamespaceError> {
+        Self::from_file(open_own()?)
+    }
+
+    fn from_file(file: File) -> Result<Self, NamespaceError> {
+        let facts = file.metadata().map_err(|source| NamespaceError::Enter { source })?;
+        let unknown_cookie = Self(Arc::new(Open {
+            file,
+            inode: (facts.dev(), facts.ino()),
+            cookie: 0,
+        }));
+        let cookie = unknown_cookie
+            .run(|| {
+                let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+                options::netns_cookie(&socket)
+            })?
+            .map_err(|source| NamespaceError::Enter { source })?;
+        let Self(open) = unknown_cookie;
+        let mut open = Arc::into_inner(open).ok_or(NamespaceError::Enter {
+            source: io::ErrorKind::Other.into(),
+        })?;
+        open.cookie = cookie;
+        Ok(Self(Arc::new(open)))
+    }
+
+    /// What kernel programs see as the namespace of a socket in here (`bpf_get_netns_cookie`). Never reused.
+    pub fn cookie(&self) -> u64 {
+        self.0.cookie
+    }
+
+    /// Device and inode. The inode number is reused once the namespace is gone.
+    pub fn inode(&self) -> (u64, u64) {
+        self.0.inode
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+
+    /// Runs `visit` on the calling thread inside this namespace, and brings the thread back to where it was. `visit` must
+    /// not hand the thread to anything else (it cannot await). Two system calls, or none if the thread is there already.
+    ///
+    /// Aborts the process if the thread cannot be brought back: it would act in the wrong pod from then on.
+    pub fn run<T>(&self, visit: impl FnOnce() -> T) -> Result<T, NamespaceError> {
+        if VISITING.with_borrow(|now| now.as_ref().is_some_and(|now| now.0.inode == self.0.inode)) {
+            return Ok(visit());
+        }
+        ensure_home()?;
+        setns(&self.0.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| NamespaceError::Enter { source: errno.into() })?;
+        let _back = Return(VISITING.replace(Some(self.clone())));
+        Ok(visit())
+    }
+
+    /// Moves the calling thread here for good: threads started by it later are here as well.
+    pub fn settle(&self) -> Result<(), NamespaceError> {
+        setns(&self.0.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| NamespaceError::Enter { source: errno.into() })?;
+        HOME.set(Some(self.clone()));
+        VISITING.set(None);
+        Ok(())
+    }
+}
+
+fn open_own() -> Result<File, NamespaceError> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    File::open(path).map_err(|source| NamespaceError::Open {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn ensure_home() -> Result<(), NamespaceError> {
+    HOME.with_borrow_mut(|home| {
+        if home.is_none() {
+            let file = open_own()?;
+            let facts = file.metadata().map_err(|source| NamespaceError::Enter { source })?;
+            *home = Some(Namespace(Arc::new(Open {
+                file,
+                inode: (facts.dev(), facts.ino()),
+                cookie: 0,
+            })));
+        }
+        Ok(())
+    })
+}
+
+/// Goes back to the namespace it holds, or home, also when a visit panics.
+struct Return(Option<Namespace>);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        let before = self.0.take();
+        let result = match &before {
+            Some(namespace) => setns(&namespace.0.file, CloneFlags::CLONE_NEWNET),
+            None => HOME.with_borrow(|home| match home {
+                Some(home) => setns(&home.0.file, CloneFlags::CLONE_NEWNET),
+                None => Err(nix::errno::Errno::ENOENT),
+            }),
+        };
+        if let Err(errno) = result {
+            tracing::error!(%errno, "a thread cannot leave a pod's network namespace");
+            std::process::abort();
+        }
+        VISITING.set(before);
+    }
+}
+
+impl std::fmt::Debug for Namespace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "netns {} (cookie {})", self.0.inode.1, self.0.cookie)
+    }
+}
