@@ -45,6 +45,11 @@ impl Address {
     }
 
     #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
+    #[inline(always)]
     const fn word(&self, first: usize) -> u32 {
         u32::from_be_bytes([self.0[first], self.0[first + 1], self.0[first + 2], self.0[first + 3]])
     }
@@ -117,8 +122,18 @@ impl FourTuple {
     }
 
     #[inline(always)]
+    pub const fn source(&self) -> Address {
+        self.source
+    }
+
+    #[inline(always)]
     pub const fn destination(&self) -> Address {
         self.destination
+    }
+
+    #[inline(always)]
+    pub const fn destination_port(&self) -> u16 {
+        u16::from_be_bytes(self.destination_port)
     }
 }
 

@@ -2,7 +2,7 @@
 //! when it dials again, and which connects of the node are remembered for the arrival.
 
 use crate::{
-    Address, Reason, marks,
+    Address, PodNumber, Reason, marks,
     tables::{ServiceEntry, WorkloadEntry},
 };
 
@@ -10,8 +10,8 @@ use crate::{
 pub trait ConnectFacts {
     /// The mark of the socket.
     fn mark(&self) -> u32;
-    /// True if the socket's namespace is a captured pod.
-    fn is_captured(&self) -> bool;
+    /// The captured pod whose namespace the socket is in.
+    fn pod(&self) -> Option<PodNumber>;
     fn destination(&self) -> Address;
     /// The destination, as a pod of the cluster.
     fn workload(&self) -> Option<WorkloadEntry>;
@@ -20,9 +20,9 @@ pub trait ConnectFacts {
     /// True if the destination is inside the cluster's pod or service ranges.
     fn is_in_ranges(&self) -> bool;
     /// True if the destination is an address of the pod itself.
-    fn is_own_address(&self) -> bool;
+    fn is_own_address(&self, pod: PodNumber) -> bool;
     /// True if the daemon listens for steered connections of the destination's family.
-    fn is_listener_live(&self) -> bool;
+    fn is_listener_live(&self, pod: PodNumber) -> bool;
 }
 
 /// What becomes of a connection.
@@ -42,9 +42,9 @@ pub fn connect(facts: &impl ConnectFacts) -> Connect {
     if matches!(facts.mark(), marks::DAEMON | marks::DELIVER) {
         return Connect::Pass(Reason::ConnectFromDaemon);
     }
-    if !facts.is_captured() {
+    let Some(pod) = facts.pod() else {
         return Connect::Pass(Reason::ConnectNotCaptured);
-    }
+    };
     if facts.destination().is_loopback() {
         return Connect::Pass(Reason::ConnectLoopback);
     }
@@ -61,10 +61,10 @@ pub fn connect(facts: &impl ConnectFacts) -> Connect {
             None => return Connect::Pass(Reason::ConnectOutsideCluster),
         },
     };
-    if facts.is_own_address() {
+    if facts.is_own_address(pod) {
         return Connect::Pass(Reason::ConnectToSelf);
     }
-    if facts.is_listener_live() {
+    if facts.is_listener_live(pod) {
         Connect::Steer(steer)
     } else {
         Connect::Refuse(Reason::RefuseNoListener)
@@ -81,18 +81,20 @@ pub const fn sheds_mark(mark: u32) -> bool {
 /// Nanoseconds for which a noted connect of the node lets its arrival pass.
 pub const NODE_CONNECT_LIFETIME: u64 = 5_000_000_000;
 
-/// What can be known of the process that connects from the node's own namespace.
+/// What can be known of a connect before its port is.
 pub trait NodeConnectFacts {
     /// True if the socket's namespace is the node's own.
     fn is_node_namespace(&self) -> bool;
+    /// True if the destination is a workload in the mesh.
+    fn is_to_mesh(&self) -> bool;
     /// True if the process is a container's: a pod on the host's network is not the node.
     fn is_in_kubepods(&self) -> bool;
 }
 
-/// True if the connection is one by the node itself, as kubelet's probes are.
+/// True if this is the node itself calling a workload, as kubelet's probes do: its arrival is to know.
 #[inline(always)]
-pub fn is_of_the_node(facts: &impl NodeConnectFacts) -> bool {
-    facts.is_node_namespace() && !facts.is_in_kubepods()
+pub fn is_node_connect(facts: &impl NodeConnectFacts) -> bool {
+    facts.is_node_namespace() && facts.is_to_mesh() && !facts.is_in_kubepods()
 }
 
 #[cfg(test)]
@@ -116,8 +118,8 @@ mod tests {
         fn mark(&self) -> u32 {
             self.mark
         }
-        fn is_captured(&self) -> bool {
-            self.captured
+        fn pod(&self) -> Option<PodNumber> {
+            self.captured.then_some(PodNumber::new(7))
         }
         fn destination(&self) -> Address {
             self.destination.parse::<IpAddr>().unwrap().into()
@@ -131,10 +133,10 @@ mod tests {
         fn is_in_ranges(&self) -> bool {
             self.in_ranges
         }
-        fn is_own_address(&self) -> bool {
+        fn is_own_address(&self, _pod: PodNumber) -> bool {
             self.own
         }
-        fn is_listener_live(&self) -> bool {
+        fn is_listener_live(&self, _pod: PodNumber) -> bool {
             self.live
         }
     }
@@ -320,12 +322,16 @@ mod tests {
 
     struct Process {
         node: bool,
+        to_mesh: bool,
         kubepods: bool,
     }
 
     impl NodeConnectFacts for Process {
         fn is_node_namespace(&self) -> bool {
             self.node
+        }
+        fn is_to_mesh(&self) -> bool {
+            self.to_mesh
         }
         fn is_in_kubepods(&self) -> bool {
             self.kubepods
@@ -334,17 +340,20 @@ mod tests {
 
     #[test]
     fn only_the_nodes_own_processes_count_as_the_node() {
-        assert!(is_of_the_node(&Process {
+        let kubelet = Process {
             node: true,
-            kubepods: false
+            to_mesh: true,
+            kubepods: false,
+        };
+        assert!(is_node_connect(&kubelet));
+        assert!(!is_node_connect(&Process {
+            kubepods: true,
+            ..kubelet
         }));
-        assert!(!is_of_the_node(&Process {
-            node: true,
-            kubepods: true
-        }));
-        assert!(!is_of_the_node(&Process {
-            node: false,
-            kubepods: false
+        assert!(!is_node_connect(&Process { node: false, ..kubelet }));
+        assert!(!is_node_connect(&Process {
+            to_mesh: false,
+            ..kubelet
         }));
     }
 }

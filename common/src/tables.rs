@@ -77,37 +77,24 @@ impl Instant {
 pub struct NodeFacts {
     namespace: [u8; 8],
     kubepods: [u8; 8],
-    kubepods_level: [u8; 4],
-    _zero: [u8; 4],
-}
-
-/// The cgroup below which every pod lives, on the host's network or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Kubepods {
-    pub cgroup_id: u64,
-    /// Its depth below the root of the hierarchy; the root is 0.
-    pub level: u32,
 }
 
 impl NodeFacts {
     pub const UNKNOWN: Self = Self {
         namespace: [0; 8],
         kubepods: [0; 8],
-        kubepods_level: [0; 4],
-        _zero: [0; 4],
     };
 
-    /// `namespace`: the cookie of the node's own network namespace.
-    pub const fn new(namespace: u64, kubepods: Option<Kubepods>) -> Self {
-        let (id, level) = match kubepods {
-            Some(Kubepods { cgroup_id, level }) => (cgroup_id, level),
-            None => (0, 0),
+    /// `namespace`: the cookie of the node's own network namespace. `kubepods`: the id of the cgroup below which every
+    /// container lives, those on the host's network too.
+    pub const fn new(namespace: u64, kubepods: Option<u64>) -> Self {
+        let kubepods = match kubepods {
+            Some(cgroup) => cgroup,
+            None => 0,
         };
         Self {
             namespace: namespace.to_le_bytes(),
-            kubepods: id.to_le_bytes(),
-            kubepods_level: level.to_le_bytes(),
-            _zero: [0; 4],
+            kubepods: kubepods.to_le_bytes(),
         }
     }
 
@@ -118,13 +105,10 @@ impl NodeFacts {
     }
 
     #[inline(always)]
-    pub const fn kubepods(&self) -> Option<Kubepods> {
+    pub const fn kubepods(&self) -> Option<u64> {
         match u64::from_le_bytes(self.kubepods) {
             0 => None,
-            cgroup_id => Some(Kubepods {
-                cgroup_id,
-                level: u32::from_le_bytes(self.kubepods_level),
-            }),
+            cgroup => Some(cgroup),
         }
     }
 }
@@ -308,12 +292,8 @@ mod tests {
 
     #[test]
     fn values_come_back_as_they_went_in() {
-        let kubepods = Kubepods {
-            cgroup_id: 77,
-            level: 2,
-        };
-        let facts = NodeFacts::new(9, Some(kubepods));
-        assert_eq!((facts.namespace(), facts.kubepods()), (9, Some(kubepods)));
+        let facts = NodeFacts::new(9, Some(77));
+        assert_eq!((facts.namespace(), facts.kubepods()), (9, Some(77)));
         for mode in [PlaintextMode::Strict, PlaintextMode::Permissive] {
             assert_eq!(PortMode::from(mode).get(), mode);
         }
@@ -338,6 +318,6 @@ mod tests {
             size_of::<PortKey>(),
             size_of::<PortMode>(),
         ];
-        assert_eq!(sizes, [16, 36, 8, 24, 4, 20, 4, 20, 8, 4]);
+        assert_eq!(sizes, [16, 36, 8, 16, 4, 20, 4, 20, 8, 4]);
     }
 }
