@@ -11,8 +11,7 @@ mod programs {
     use aya_ebpf::{
         bindings::{
             BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-            BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, TC_ACT_OK,
-            TC_ACT_SHOT,
+            BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_LISTEN, TC_ACT_SHOT,
         },
         macros::{cgroup_sock_addr, classifier, sock_ops},
         programs::{SockAddrContext, SockOpsContext, TcContext},
@@ -250,11 +249,14 @@ mod programs {
         GO_ON
     }
 
+    /// As `TC_ACT_UNSPEC` or `TCX_NEXT`: whoever else is attached here decides as if we were not.
+    const NEXT: i32 = -1;
+
     /// At egress of every interface of a pod but `lo`: one comparison for each packet.
     #[classifier]
     fn warren_guard(context: TcContext) -> i32 {
         match guard(packet_mark(context.skb.skb)) {
-            Guard::Pass => TC_ACT_OK as i32,
+            Guard::Pass => NEXT,
             Guard::Drop(reason) => {
                 maps::count(reason);
                 TC_ACT_SHOT as i32

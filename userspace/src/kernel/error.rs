@@ -7,6 +7,8 @@ use std::{io, path::PathBuf};
 pub enum OpenError {
     #[error("Linux {found} is too old: sk_lookup has no ingress_ifindex before 5.17")]
     KernelTooOld { found: String },
+    #[error("cannot tell the version of the kernel")]
+    KernelUnknown { source: io::Error },
     #[error("this binary was built without its kernel programs; run `cargo xtask build-ebpf` and build again")]
     NoPrograms,
     #[error("no cgroup v2 hierarchy is mounted")]
@@ -36,6 +38,8 @@ pub enum MapError {
     Full { map: &'static str, size: u32 },
     #[error("no pod has number {number}, or it is beyond the {size} that the maps have room for")]
     NoSuchPod { number: u32, size: u32 },
+    #[error("the kernel programs have no map {map}")]
+    Missing { map: &'static str },
     #[error("map {map} cannot be used")]
     Map {
         map: &'static str,
@@ -48,6 +52,8 @@ pub enum MapError {
 pub enum AttachError {
     #[error(transparent)]
     Namespace(#[from] crate::net::NamespaceError),
+    #[error("this binary was built without its kernel programs; run `cargo xtask build-ebpf` and build again")]
+    NoPrograms,
     #[error("cannot list the interfaces of the pod")]
     Interfaces { source: io::Error },
     #[error("cannot load the arrival program")]

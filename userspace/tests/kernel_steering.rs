@@ -1,0 +1,335 @@
+//! What leaves a captured pod, on the real kernel.
+
+mod world;
+
+use socket2::{Domain, Socket, Type};
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    time::Instant,
+};
+use warren::kernel::{Kernel, MapError, Reason, WorkloadEntry};
+use world::*;
+
+#[test]
+fn a_call_to_a_workload_of_the_mesh_reaches_the_daemon_with_its_destination() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for peer in B {
+        serve(&world.b, peer, 8080);
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+    }
+    assert_eq!(count(&kernel, Reason::SteerWorkload), 2);
+    assert_eq!(count(&kernel, Reason::ArriveSteered), 2);
+}
+
+#[test]
+fn an_address_of_the_cluster_that_nobody_knows_is_steered_and_the_world_outside_is_not() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for (nobody, node) in NOBODY.into_iter().zip(NODE) {
+        assert_answered(dial(&world.a, at(nobody, 80)), "Outbound", at(nobody, 80));
+        let outside = serve(&world.node, node, 8080);
+        assert_answered(dial(&world.a, outside), "app", outside);
+    }
+    assert_eq!(count(&kernel, Reason::SteerUnknown), 2);
+    assert_eq!(count(&kernel, Reason::ConnectOutsideCluster), 2);
+}
+
+#[test]
+fn a_workload_outside_the_mesh_is_reached_directly_daemon_or_not() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    for peer in B {
+        kernel.upsert_workload(ip(peer), WorkloadEntry::OUTSIDE).unwrap();
+    }
+    let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    let apps = B.map(|peer| serve(&world.b, peer, 8080));
+    for app in apps {
+        assert_answered(dial(&world.a, app), "app", app);
+    }
+    close(a.listeners);
+    for app in apps {
+        assert_answered(dial(&world.a, app), "app", app);
+    }
+}
+
+#[test]
+fn a_service_is_steered_refused_or_left_alone_by_what_stands_behind_it() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for vip in VIP {
+        let vip = at(vip, 80);
+        kernel.sync_services(&service(true, true)).unwrap();
+        assert_answered(dial(&world.a, vip), "Outbound", vip);
+        kernel.sync_services(&service(false, true)).unwrap();
+        assert_fails(dial(&world.a, vip), ErrorKind::HostUnreachable);
+        kernel.sync_services(&HashMap::new()).unwrap();
+        assert_answered(dial(&world.a, vip), "Outbound", vip);
+    }
+    // Left alone, it leaves the pod for the node, where nobody listens.
+    kernel.sync_services(&service(true, false)).unwrap();
+    world.shell("ip -n $P-node addr add 10.96.0.10/32 dev lo");
+    assert_fails(dial(&world.a, at(VIP[0], 80)), ErrorKind::ConnectionRefused);
+    assert_eq!(count(&kernel, Reason::RefuseNoReadyEndpoint), 2);
+    assert_eq!(count(&kernel, Reason::ConnectServiceOutsideMesh), 1);
+}
+
+#[test]
+fn with_the_daemon_gone_mesh_connections_are_refused_at_once_and_others_go_on() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    close(a.listeners);
+    for (peer, node) in B.into_iter().zip(NODE) {
+        serve(&world.b, peer, 8080);
+        let start = Instant::now();
+        assert_fails(dial(&world.a, at(peer, 8080)), ErrorKind::HostUnreachable);
+        assert!(start.elapsed() < SILENCE, "at once, not after a retransmission");
+        let outside = serve(&world.node, node, 8080);
+        assert_answered(dial(&world.a, outside), "app", outside);
+    }
+    assert_eq!(count(&kernel, Reason::RefuseNoListener), 2);
+
+    // Another daemon's listeners, and it goes on.
+    listen(&kernel, a.number, &world.a);
+    for peer in B {
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+    }
+}
+
+/// The second line behind the refusal at connect: a marked packet that no listener of the daemon waits for.
+#[test]
+fn what_turns_round_without_a_daemon_never_reaches_the_pods_own_wildcard_listener() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    close(a.listeners);
+    serve(&world.a, "::", 8080);
+    for peer in B {
+        // The daemon's mark for deliveries passes the decision at connect and turns round all the same.
+        let answer = world
+            .a
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(at(peer, 8080)), Type::STREAM, None)?;
+                socket.set_mark(warren::net::marks::DELIVER)?;
+                socket.connect_timeout(&at(peer, 8080).into(), SILENCE)?;
+                answer(&socket.into())
+            })
+            .unwrap();
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    assert!(count(&kernel, Reason::DropSteeredNoListener) >= 2);
+}
+
+#[test]
+fn nobody_dials_the_daemons_listeners() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    let ports = a.listeners.ports;
+    for loopback in ["127.0.0.1", "127.1.2.3", "::1"] {
+        for port in [ports.outbound, ports.plaintext, ports.hbone] {
+            let answer = dial_for(&world.a, at(loopback, port), SILENCE);
+            assert!(answer.is_err(), "{loopback}:{port} {answer:?}");
+        }
+        let app = serve(&world.a, loopback, 9090);
+        assert_answered(dial(&world.a, app), "app", app);
+    }
+}
+
+#[test]
+fn a_pod_reaches_itself() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &strict());
+    serve(&world.a, "::", 8080);
+    for own in A {
+        assert_answered(dial(&world.a, at(own, 8080)), "app", at(own, 8080));
+    }
+    close(a.listeners);
+    for own in A {
+        assert_answered(dial(&world.a, at(own, 8080)), "app", at(own, 8080));
+    }
+    assert_eq!(count(&kernel, Reason::ConnectToSelf), 4);
+    assert_eq!(count(&kernel, Reason::ArriveOwnAddress), 4);
+}
+
+#[test]
+fn a_socket_bound_to_a_device_is_steered_all_the_same() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for peer in B {
+        serve(&world.b, peer, 8080);
+        let stream = world
+            .a
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(at(peer, 8080)), Type::STREAM, None).unwrap();
+                socket.bind_device(Some(b"eth0")).unwrap();
+                socket.connect_timeout(&at(peer, 8080).into(), DEADLINE).unwrap();
+                TcpStream::from(socket)
+            })
+            .unwrap();
+        assert_answered(answer(&stream), "Outbound", at(peer, 8080));
+    }
+    assert_eq!(count(&kernel, Reason::DeviceUnbound), 2);
+}
+
+#[test]
+fn a_socket_that_was_refused_may_dial_something_outside_the_mesh() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    close(a.listeners);
+    for (peer, node) in B.into_iter().zip(NODE) {
+        let outside = serve(&world.node, node, 8080);
+        let stream = world
+            .a
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(outside), Type::STREAM, None).unwrap();
+                let refused = socket.connect(&at(peer, 8080).into()).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::HostUnreachable);
+                socket.connect(&outside.into()).unwrap();
+                TcpStream::from(socket)
+            })
+            .unwrap();
+        assert_answered(answer(&stream), "app", outside);
+    }
+    assert_eq!(count(&kernel, Reason::MarkCleared), 2);
+}
+
+#[test]
+fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed() {
+    if !runs() {
+        return;
+    }
+    for filter in [false, true] {
+        let mut world = World::new();
+        if filter {
+            by_filter(&mut world.config);
+        }
+        let kernel = world.open();
+        let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+        for (peer, family) in B.into_iter().zip(["-4", "-6"]) {
+            serve(&world.b, peer, 8080);
+            let mut stream =
+                world.a.run(|| TcpStream::connect_timeout(&at(peer, 8080), DEADLINE)).unwrap().unwrap();
+            answer(&stream).unwrap();
+            let before = count(&kernel, Reason::MarkedPacketLeaving);
+            world.shell(&format!("ip -n $P-a {family} rule del pref 2 fwmark 0x111"));
+            stream.write_all(b"secret").unwrap();
+            eventually("the guard drops it", || count(&kernel, Reason::MarkedPacketLeaving) > before);
+        }
+    }
+}
+
+#[test]
+fn the_guard_is_put_on_interfaces_that_appear_later() {
+    if !runs() {
+        return;
+    }
+    for filter in [false, true] {
+        let mut world = World::new();
+        if filter {
+            by_filter(&mut world.config);
+        }
+        let kernel = world.open();
+        let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+        world.shell("ip -n $P-a link add late type dummy && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
+        for _ in 0..2 {
+            kernel.guard_interface(a.number, &world.a, "late").unwrap();
+            kernel.guard_interface(a.number, &world.a, "never-there").unwrap();
+        }
+        // Marked, and routed to the device by somebody's rule before ours.
+        world.shell("ip -n $P-a rule add pref 0 to 192.0.2.2 lookup main && ip -n $P-a neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev late");
+        let socket = world.a.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap()).unwrap();
+        socket.set_mark(warren::net::marks::STEER).unwrap();
+        let _ = socket.send_to(b"x", &at("192.0.2.2", 9).into());
+        eventually("the guard drops it", || count(&kernel, Reason::MarkedPacketLeaving) == 1);
+    }
+}
+
+#[test]
+fn a_full_map_never_lets_mesh_traffic_out() {
+    if !runs() {
+        return;
+    }
+    let mut world = World::new();
+    world.config.sizes.workloads = 2;
+    let kernel = Kernel::open(&world.config).unwrap();
+    kernel.sync_ranges(&ranges()).unwrap();
+    let workloads = A.iter().chain(&B).map(|address| (ip(address), WorkloadEntry::IN_MESH)).collect();
+    assert!(matches!(
+        kernel.sync_workloads(&workloads),
+        Err(MapError::Full { map: "WORKLOADS", size: 2 })
+    ));
+    assert_eq!(kernel.full_maps()[0].refused, 2);
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for peer in B {
+        serve(&world.b, peer, 8080);
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+    }
+}
+
+#[test]
+fn a_released_pods_new_connections_are_its_own_again_and_its_open_ones_go_on() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &strict());
+    serve(&world.a, A[0], 8080);
+    serve(&world.b, B[0], 8080);
+    let mut open = world.a.run(|| TcpStream::connect_timeout(&at(B[0], 8080), DEADLINE)).unwrap().unwrap();
+    answer(&open).unwrap();
+    assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
+
+    kernel.stop_steering(a.number).unwrap();
+    assert_answered(dial(&world.a, at(B[0], 8080)), "app", at(B[0], 8080));
+    assert_answered(dial(&world.b, at(A[0], 8080)), "app", at(A[0], 8080));
+    open.write_all(b"still").unwrap();
+    open.set_nonblocking(true).unwrap();
+    assert_eq!(open.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+
+    close(a.listeners);
+    kernel.detach_pod(a.number, Some(&world.a)).unwrap();
+    assert_answered(dial(&world.a, at(B[0], 8080)), "app", at(B[0], 8080));
+    let pinned = world.config.pin_dir.join("v1/pods");
+    assert_eq!(std::fs::read_dir(pinned).unwrap().count(), 0);
+}

@@ -1,0 +1,343 @@
+//! A node and two pods as network namespaces, steered by the real kernel programs, for the tests of `kernel`. Each world
+//! has namespaces and a pin directory of its own; all worlds of a test process share one cgroup.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use warren::{
+    kernel::{
+        Kernel, KernelConfig, PlaintextMode, PodNumber, PodPolicy, Reason, ServiceEntry, Sizes, Tcx, WorkloadEntry,
+    },
+    net::{self, Namespace, PodListeners, Role},
+};
+
+/// Longer than anything here takes on the slowest machine.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+/// How long to wait for an answer that should not come.
+pub const SILENCE: Duration = Duration::from_millis(1500);
+
+pub const A: [&str; 2] = ["10.77.0.2", "fd77::2"];
+pub const B: [&str; 2] = ["10.77.0.3", "fd77::3"];
+/// In the cluster's ranges, and nobody's.
+pub const NOBODY: [&str; 2] = ["10.77.0.99", "fd77::99"];
+pub const VIP: [&str; 2] = ["10.96.0.10", "fd96::10"];
+/// The node as the pods see it, outside the ranges.
+pub const NODE: [&str; 2] = ["169.254.1.1", "fd00::1"];
+
+/// True if the test may run; says why not otherwise.
+pub fn runs() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED: needs root, for network namespaces and kernel programs");
+    }
+    root
+}
+
+pub struct World {
+    name: String,
+    pub node: Namespace,
+    pub a: Namespace,
+    pub b: Namespace,
+    pub config: KernelConfig,
+    _cgroup: Membership,
+}
+
+static WORLDS: AtomicU32 = AtomicU32::new(0);
+
+impl World {
+    pub fn new() -> Self {
+        let name = format!("warren-test-{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let cgroup = Membership::enter();
+        let script = r#"
+            set -e
+            for n in node a b; do ip netns add $P-$n; ip -n $P-$n link set lo up; done
+            N="ip netns exec $P-node"
+            $N sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0
+            ip -n $P-node addr add fd00::1/128 dev lo nodad
+            i=2
+            for n in a b; do
+              ip -n $P-node link add v$n type veth peer name eth0 netns $P-$n
+              ip -n $P-node addr add fe80::1/64 dev v$n nodad
+              ip -n $P-node addr add 169.254.1.1/32 dev v$n
+              ip -n $P-node link set v$n up
+              ip -n $P-$n addr add 10.77.0.$i/32 dev eth0
+              ip -n $P-$n addr add fd77::$i/128 dev eth0 nodad
+              ip -n $P-$n link set eth0 up
+              ip -n $P-$n route add 169.254.1.1 dev eth0 scope link
+              ip -n $P-$n route add default via 169.254.1.1 dev eth0
+              ip -n $P-$n -6 route add default via fe80::1 dev eth0
+              ip -n $P-node route add 10.77.0.$i dev v$n
+              ip -n $P-node -6 route add fd77::$i dev v$n
+              for f in -4 -6; do
+                ip -n $P-$n $f rule add pref 1 fwmark 0x113 lookup 113
+                ip -n $P-$n $f route add prohibit default table 113
+                ip -n $P-$n $f rule add pref 2 fwmark 0x111 lookup 111
+                ip -n $P-$n $f rule add pref 2 fwmark 0x112 lookup 111
+                ip -n $P-$n $f route add local default dev lo table 111
+              done
+              ip netns exec $P-$n sysctl -qw net.ipv4.tcp_fwmark_accept=1
+              i=$((i+1))
+            done"#;
+        shell(&name, script);
+        let open = |part: &str| Namespace::open(Path::new(&format!("/run/netns/{name}-{part}"))).unwrap();
+        let config = KernelConfig {
+            cgroup: Some(cgroup.path.clone()),
+            sizes: Sizes {
+                pods: 16,
+                pod_details: 64,
+                ..Sizes::default()
+            },
+            ..KernelConfig::at(format!("/sys/fs/bpf/{name}"))
+        };
+        Self {
+            node: open("node"),
+            a: open("a"),
+            b: open("b"),
+            name,
+            config,
+            _cgroup: cgroup,
+        }
+    }
+
+    /// Runs a shell script; `$P` is the prefix of the namespaces' names.
+    pub fn shell(&self, script: &str) {
+        shell(&self.name, script);
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn cgroup(&self) -> &Path {
+        &self._cgroup.path
+    }
+
+    /// Opens the kernel side and tells it of A, B and the ranges.
+    pub fn open(&self) -> Kernel {
+        let kernel = Kernel::open(&self.config).unwrap();
+        let workloads = A.iter().chain(&B).map(|address| (ip(address), WorkloadEntry::IN_MESH)).collect();
+        kernel.sync_workloads(&workloads).unwrap();
+        kernel.sync_ranges(&ranges()).unwrap();
+        kernel
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for part in ["node", "a", "b"] {
+            let _ = Command::new("ip").args(["netns", "del", &format!("{}-{part}", self.name)]).status();
+        }
+        let _ = fs::remove_dir_all(&self.config.pin_dir);
+    }
+}
+
+fn shell(name: &str, script: &str) {
+    let status = Command::new("sh").env("P", name).args(["-c", script]).status().unwrap();
+    assert!(status.success(), "{script}");
+}
+
+pub fn ranges() -> BTreeSet<ipnet::IpNet> {
+    ["10.77.0.0/16", "fd77::/16", "10.96.0.0/16", "fd96::/16"]
+        .iter()
+        .map(|range| range.parse().unwrap())
+        .collect()
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn at(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(address), port)
+}
+
+pub const PERMISSIVE: PodPolicy = PodPolicy {
+    mode: PlaintextMode::Permissive,
+    restricted: false,
+    port_modes: Vec::new(),
+};
+
+pub fn strict() -> PodPolicy {
+    PodPolicy {
+        mode: PlaintextMode::Strict,
+        ..PERMISSIVE
+    }
+}
+
+/// A pod with listeners that say who took the connection.
+pub struct Captured {
+    pub number: PodNumber,
+    pub listeners: PodListeners,
+}
+
+/// Captures a pod in the order that `Kernel` asks for.
+pub fn capture(kernel: &Kernel, namespace: &Namespace, addresses: [&str; 2], policy: &PodPolicy) -> Captured {
+    let number = kernel.number_for(namespace.cookie()).unwrap();
+    kernel.set_policy(number, policy).unwrap();
+    kernel.set_addresses(number, &addresses.iter().map(|address| ip(address)).collect()).unwrap();
+    let listeners = listen(kernel, number, namespace);
+    kernel.attach_pod(number, namespace).unwrap();
+    kernel.steer(number).unwrap();
+    Captured { number, listeners }
+}
+
+pub fn listen(kernel: &Kernel, number: PodNumber, namespace: &Namespace) -> PodListeners {
+    let listeners = net::listen(namespace).unwrap();
+    for role in Role::ALL {
+        for listener in listeners.of(role) {
+            greet(listener.try_clone().unwrap(), &format!("{role:?}"));
+        }
+    }
+    kernel.set_listeners(number, &listeners).unwrap();
+    listeners
+}
+
+/// Accepts for as long as the socket listens, and says `name`, which address was dialled and by whom.
+fn greet(listener: TcpListener, name: &str) {
+    listener.set_nonblocking(false).unwrap();
+    let name = name.to_owned();
+    thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let dialled = stream.local_addr().unwrap();
+            let _ = writeln!(stream, "{name} {} from {}", canonical(dialled), canonical(peer));
+            thread::spawn(move || {
+                let mut rest = [0; 1024];
+                while let Ok(1..) = stream.read(&mut rest) {}
+            });
+        }
+    });
+}
+
+/// Ends the listening of every clone, as the daemon's death would.
+pub fn close(listeners: PodListeners) {
+    for role in Role::ALL {
+        for listener in listeners.of(role) {
+            socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Both).unwrap();
+        }
+    }
+}
+
+/// An application: greets with "app".
+pub fn serve(namespace: &Namespace, address: &str, port: u16) -> SocketAddr {
+    let listener = namespace.run(|| TcpListener::bind(at(address, port)).unwrap()).unwrap();
+    let bound = listener.local_addr().unwrap();
+    greet(listener, "app");
+    bound
+}
+
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Connects from inside a namespace, and reads who answers.
+pub fn dial(namespace: &Namespace, to: SocketAddr) -> io::Result<String> {
+    dial_for(namespace, to, DEADLINE)
+}
+
+pub fn dial_for(namespace: &Namespace, to: SocketAddr, deadline: Duration) -> io::Result<String> {
+    let stream = namespace.run(|| TcpStream::connect_timeout(&to, deadline)).unwrap()?;
+    assert_eq!(canonical(stream.peer_addr()?), to, "the application sees whom it dialled");
+    answer(&stream)
+}
+
+pub fn answer(mut stream: &TcpStream) -> io::Result<String> {
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8(line).unwrap())
+}
+
+/// What `dial` should have read, but for the client's port.
+#[track_caller]
+pub fn assert_answered(answer: io::Result<String>, by: &str, dialled: SocketAddr) {
+    let answer = answer.unwrap_or_else(|error| panic!("{dialled} should be answered by {by}: {error}"));
+    assert!(answer.starts_with(&format!("{by} {dialled} from ")), "{dialled} should be answered by {by}: {answer}");
+}
+
+#[track_caller]
+pub fn assert_fails(answer: io::Result<String>, kind: io::ErrorKind) {
+    assert_eq!(answer.map_err(|error| error.kind()), Err(kind));
+}
+
+pub fn count(kernel: &Kernel, reason: Reason) -> u64 {
+    let counters = kernel.counters().unwrap();
+    counters.into_iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, count)| count)
+}
+
+#[track_caller]
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < DEADLINE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn service(ready: bool, in_mesh: bool) -> HashMap<(IpAddr, u16), ServiceEntry> {
+    VIP.iter().map(|vip| ((ip(vip), 80), ServiceEntry::new(ready, in_mesh))).collect()
+}
+
+pub fn by_filter(config: &mut KernelConfig) {
+    config.tcx = Tcx::Netlink;
+}
+
+/// The test process in a cgroup of its own, for as long as a world lives.
+struct Membership {
+    path: PathBuf,
+}
+
+static MEMBERS: Mutex<u32> = Mutex::new(0);
+
+impl Membership {
+    fn enter() -> Self {
+        let root = cgroup2_root();
+        let path = root.join(format!("warren-test-{}", std::process::id()));
+        let mut members = MEMBERS.lock().unwrap();
+        if *members == 0 {
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        }
+        *members += 1;
+        Self { path }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut members = MEMBERS.lock().unwrap();
+        *members -= 1;
+        if *members == 0 {
+            let _ = fs::write(cgroup2_root().join("cgroup.procs"), std::process::id().to_string());
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+pub fn cgroup2_root() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            Some((fields.next()?, fields.next()?))
+        })
+        .find(|(_, kind)| *kind == "cgroup2")
+        .map(|(path, _)| PathBuf::from(path))
+        .unwrap()
+}
