@@ -1,0 +1,281 @@
+//! `cargo xtask test`: which tests belong to which level, how each level is run, and the totals.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, programs, run, setup, tree};
+
+/// What a test needs from the machine. The name of an integration test's file says it: `kernel_….rs`, `net_….rs`;
+/// everything else is pure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Pure,
+    Kernel,
+    Net,
+}
+
+const LEVELS: [Level; 3] = [Level::Pure, Level::Kernel, Level::Net];
+
+impl fmt::Display for Level {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Level::Pure => "pure",
+            Level::Kernel => "kernel",
+            Level::Net => "net",
+        })
+    }
+}
+
+impl Level {
+    fn named(name: &str) -> Result<Self> {
+        match LEVELS.into_iter().find(|level| level.to_string() == name) {
+            Some(level) => Ok(level),
+            None => bail!("there is no level {name:?}; the levels are pure, kernel and net"),
+        }
+    }
+
+    fn of_file(stem: &str) -> Self {
+        match stem.split_once('_') {
+            Some(("kernel", _)) => Level::Kernel,
+            Some(("net", _)) => Level::Net,
+            Some(_) | None => Level::Pure,
+        }
+    }
+
+    fn needs_root(self) -> bool {
+        self != Level::Pure
+    }
+}
+
+/// What the runners' own `test result:` lines add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: Totals) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+
+    /// Reads a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
+    fn of_line(line: &str) -> Option<Self> {
+        let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let mut totals = Totals::default();
+        for count in counts.split("; ") {
+            let mut words = count.split(' ');
+            let (Some(number), Some(what)) = (words.next(), words.next()) else {
+                continue;
+            };
+            match what {
+                "passed" => totals.passed = number.parse().ok()?,
+                "failed" => totals.failed = number.parse().ok()?,
+                "ignored" => totals.ignored = number.parse().ok()?,
+                _ => {}
+            }
+        }
+        Some(totals)
+    }
+}
+
+/// `arguments` are a level, or none for all, and after `--` what goes to the tests' own runner.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    let (own, for_runner) = match arguments.iter().position(|argument| argument == "--") {
+        Some(at) => (&arguments[..at], &arguments[at + 1..]),
+        None => (arguments, &[][..]),
+    };
+    let levels = match own {
+        [] => LEVELS.to_vec(),
+        [level] => vec![Level::named(level)?],
+        [_, surplus, ..] => bail!("one level at a time, but {surplus:?} was given as well"),
+    };
+
+    setup::for_building()?;
+    if levels.iter().any(|level| level.needs_root()) {
+        setup::for_demo()?;
+    }
+    run::step("building the kernel programs", ebpf::build)?;
+
+    let mut totals = Totals::default();
+    for level in levels {
+        totals.add(run_level(level, for_runner)?);
+    }
+    if totals.ignored > 0 {
+        run::print(&format!("{} ignored\n", totals.ignored));
+    }
+    run::print(&format!("{} passed, {} failed\n", totals.passed, totals.failed));
+    Ok(if totals.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
+    let files = integration_tests(level)?;
+    let mut what: Vec<String> = files.into_iter().flat_map(|stem| ["--test".to_owned(), stem]).collect();
+    if level == Level::Pure {
+        what.extend(["--lib".to_owned(), "--bins".to_owned()]);
+    }
+    if what.is_empty() {
+        run::say(&format!("level {level}: no tests"));
+        return Ok(Totals::default());
+    }
+
+    let mut base = vec!["test".to_owned(), "--workspace".to_owned(), "--no-fail-fast".to_owned()];
+    base.extend(what);
+    if level.needs_root() {
+        // The harness starts the binary as a node would.
+        run::step("building warren for the tests", || {
+            run::run(tree::cargo().args(["build", "--quiet", "--package", "warren", "--bin", "warren"]))
+        })?;
+    }
+    run::step(&format!("building the tests of level {level}"), || {
+        run::run(tree::cargo().args(&base).args(["--quiet", "--no-run"]))
+    })?;
+
+    run::say(&format!("level {level}"));
+    let mut command = tree::cargo();
+    if level.needs_root() {
+        command.args(as_root(level)?);
+    }
+    command.args(&base).envs(programs::environment("debug")).arg("--");
+    if level.needs_root() {
+        // They share the machine: addresses, sysctls, the kernel's maps.
+        command.arg("--test-threads=1");
+    }
+    command.args(for_runner);
+    let mut totals = follow(&mut command)?;
+    if level == Level::Pure && for_runner.is_empty() {
+        totals.add(follow(tree::cargo().args([
+            "test",
+            "--workspace",
+            "--doc",
+            "--no-fail-fast",
+        ]))?);
+    }
+    Ok(totals)
+}
+
+/// The arguments that make cargo start test binaries by sudo: they are built by the person, only run as root.
+fn as_root(level: Level) -> Result<Vec<String>> {
+    if run::is_root() {
+        return Ok(Vec::new());
+    }
+    let Some(sudo) = tree::find("sudo") else {
+        bail!("the tests of level {level} need root, and there is no sudo; run `cargo xtask test {level}` as root");
+    };
+    run::say(&format!(
+        "sudo: the tests of level {level} make network namespaces and load kernel programs"
+    ));
+    let environment = programs::environment("debug").map(|(name, value)| format!("{name}={value}"));
+    let words = ["--".to_owned(), "env".to_owned()].into_iter().chain(environment);
+    let runner: Vec<String> = std::iter::once(sudo.to_string_lossy().into_owned())
+        .chain(words)
+        .map(|word| format!("{word:?}"))
+        .collect();
+    Ok(vec![
+        "--config".to_owned(),
+        format!("target.{}.runner=[{}]", tree::host_triple()?, runner.join(",")),
+    ])
+}
+
+/// Runs cargo with its output shown as it comes, and adds up the result lines.
+fn follow(command: &mut Command) -> Result<Totals> {
+    let line = run::shown(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    let mut totals = Totals::default();
+    if let Some(stdout) = child.stdout.take() {
+        for bytes in BufReader::new(stdout).split(b'\n') {
+            let bytes = bytes.with_context(|| format!("cannot read what `{line}` prints"))?;
+            let text = String::from_utf8_lossy(&bytes);
+            run::print(&format!("{text}\n"));
+            // A runner that prints while another does may put its line behind an unfinished one.
+            if let Some(at) = text.find("test result: ") {
+                totals.add(Totals::of_line(&text[at..]).unwrap_or_default());
+            }
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    if !status.success() && totals.failed == 0 {
+        // A runner that crashed or did not compile has no result line, and is a failure all the same.
+        run::say(&format!("`{line}` ended without a result ({status})"));
+        totals.failed = 1;
+    }
+    Ok(totals)
+}
+
+/// The names of this level's integration tests, of all members of the workspace.
+fn integration_tests(level: Level) -> Result<Vec<String>> {
+    let mut stems = Vec::new();
+    for member in ["common", "userspace", "xtask", "tests"] {
+        let folder = tree::root().join(member).join("tests");
+        if folder.is_dir() {
+            stems.extend(stems_in(&folder).with_context(|| format!("cannot list {}", folder.display()))?);
+        }
+    }
+    stems.retain(|stem| Level::of_file(stem) == level);
+    stems.sort();
+    Ok(stems)
+}
+
+fn stems_in(folder: &Path) -> std::io::Result<Vec<String>> {
+    let mut stems = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        // As cargo finds them: `name.rs`, or a folder with a `main.rs`.
+        let is_test = path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+        if let (true, Some(stem)) = (is_test, path.file_stem()) {
+            stems.push(stem.to_string_lossy().into_owned());
+        }
+    }
+    Ok(stems)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_result_line_of_the_runner_is_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.02s";
+        assert_eq!(
+            Totals::of_line(line),
+            Some(Totals {
+                passed: 12,
+                failed: 3,
+                ignored: 1
+            })
+        );
+        assert_eq!(Totals::of_line("test a_test ... ok"), None);
+    }
+
+    #[test]
+    fn the_name_of_a_file_says_its_level() {
+        assert_eq!(Level::of_file("kernel_pins"), Level::Kernel);
+        assert_eq!(Level::of_file("net_relay"), Level::Net);
+        assert_eq!(Level::of_file("imports"), Level::Pure);
+        assert_eq!(Level::of_file("network"), Level::Pure);
+    }
+
+    #[test]
+    fn a_level_that_does_not_exist_is_refused_by_name() {
+        let error = Level::named("cluster").expect_err("no such level").to_string();
+        assert!(
+            error.contains("\"cluster\"") && error.contains("pure, kernel and net"),
+            "{error}"
+        );
+    }
+}
