@@ -126,9 +126,9 @@ impl Expression<'_> {
             self.at += 1;
             // An exception only permits more.
             let full = format!("{name} WITH {exception}");
-            return self.allowed.contains(name) || self.allowed.contains(&full.as_str());
+            return self.allowed.contains(&name) || self.allowed.contains(&full.as_str());
         }
-        self.allowed.contains(name)
+        self.allowed.contains(&name)
     }
 }
 
