@@ -1,0 +1,132 @@
+//! What the person sees: progress on stderr, one line per thing shown on stdout. Knows nothing of the mesh.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Counts what was shown, and what was not so.
+#[derive(Debug)]
+pub struct Report {
+    shown: u32,
+    failed: u32,
+    coloured: bool,
+    spinner: Option<ProgressBar>,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Report {
+    pub fn new() -> Self {
+        let spinner = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            bar.set_style(style);
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { shown: 0, failed: 0, coloured: std::io::stdout().is_terminal(), spinner }
+    }
+
+    /// What is being done, for someone who waits.
+    pub fn progress(&self, what: &str) {
+        match &self.spinner {
+            Some(bar) => bar.set_message(what.to_owned()),
+            None => eprintln!("… {what}"),
+        }
+    }
+
+    /// A heading of the report.
+    pub fn section(&self, title: &str) {
+        self.print(&format!("\n{}", self.painted("1", title)));
+    }
+
+    /// Does what shows `claim`, and prints how that went: what `work` says it saw, and how long it took.
+    pub fn show(&mut self, claim: &str, work: impl FnOnce() -> Result<String>) -> bool {
+        self.progress(claim);
+        let begin = Instant::now();
+        let outcome = work();
+        let took = milliseconds(begin.elapsed());
+        self.shown += 1;
+        match outcome {
+            Ok(seen) => {
+                let seen = if seen.is_empty() { seen } else { format!(": {seen}") };
+                self.print(&format!("  {} {claim}{seen} ({took})", self.painted("32", "✓")));
+                true
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.print(&format!("  {} {claim} ({took})", self.painted("31", "✗")));
+                for line in format!("{error:#}").lines() {
+                    self.quote(line);
+                }
+                false
+            }
+        }
+    }
+
+    /// Something seen, word for word, below the line it belongs to.
+    pub fn quote(&self, line: &str) {
+        self.print(&format!("      {}", self.painted("2", line)));
+    }
+
+    /// A line that claims nothing.
+    pub fn remark(&self, line: &str) {
+        self.print(line);
+    }
+
+    /// The last line. Whether everything was so.
+    pub fn finish(self) -> bool {
+        if let Some(bar) = &self.spinner {
+            bar.finish_and_clear();
+        }
+        let last = match self.failed {
+            0 => format!("{} {} of {} things shown are so", self.painted("32", "✓"), self.shown, self.shown),
+            failed => format!("{} {failed} of {} things shown are not so", self.painted("31", "✗"), self.shown),
+        };
+        self.print(&format!("\n{last}"));
+        self.failed == 0
+    }
+
+    /// Whether anything was not so up to now.
+    pub fn has_failed(&self) -> bool {
+        self.failed > 0
+    }
+
+    fn painted(&self, colour: &str, text: &str) -> String {
+        if self.coloured { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+
+    fn print(&self, line: &str) {
+        // A reader that closed the pipe has seen enough; the demo still cleans up in order.
+        let write = || drop(writeln!(std::io::stdout(), "{line}"));
+        match &self.spinner {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    if time < Duration::from_secs(1) { format!("{} ms", time.as_millis()) } else { format!("{:.1} s", time.as_secs_f32()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thing_that_is_not_so_fails_the_whole() {
+        let mut report = Report::new();
+        assert!(report.show("water is wet", || Ok(String::new())));
+        assert!(!report.has_failed());
+        assert!(!report.show("pigs fly", || anyhow::bail!("they walk")));
+        assert!(report.show("grass is green", || Ok("very".to_owned())));
+        assert!(!report.finish());
+    }
+}

@@ -1,0 +1,84 @@
+//! Policy by identity, acting on connections that are open already, and on clients outside the mesh.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::demo::apps;
+use crate::demo::report::Report;
+use crate::demo::stage::{ECHO, Stage, marker};
+use crate::demo::talk::Conversation;
+use crate::topology::Node;
+use crate::wait::{DEADLINE, wait_until_ok};
+
+const DENY: &str = "deny-client.yaml";
+const STRICT: &str = "strict.yaml";
+const POLICY_CHANGE: &str = "connection closed due to policy change";
+
+pub fn deny_closes_an_open_connection(stage: &Stage, report: &mut Report) {
+    let client = stage.world.pod("client");
+    let mut other = None;
+    report.show("a DENY by service account closes a connection that is open: client → echo", || {
+        let mut denied = Conversation::open(client, stage.vip(ECHO))?;
+        denied.echo("before")?;
+        let mut allowed = Conversation::open(stage.world.pod("web-1"), stage.vip(ECHO))?;
+        allowed.echo("before")?;
+        stage.apply_policy(DENY)?;
+        let begin = Instant::now();
+        let end = denied.wait_for_end(DEADLINE).context("the connection stays open")?;
+        let took = begin.elapsed().as_millis();
+        other = Some(allowed);
+        Ok(format!("{took} ms after the policy was written: {end}"))
+    });
+    if let Ok(line) = stage.mesh.daemon(Node::B).wait_for_line(POLICY_CHANGE, DEADLINE) {
+        report.quote(&line);
+    }
+    report.show("a connection of another service account to the same port lives on: web-1 → echo", || {
+        other.context("it was never opened")?.echo("after").map(|()| String::new())
+    });
+    report.show("a new connection of the denied one fails: client → echo", || {
+        let attempt = Conversation::open(client, stage.vip(ECHO)).and_then(|mut open| open.echo("after"));
+        ensure!(attempt.is_err(), "it was let in");
+        Ok(String::new())
+    });
+    report.show("with the policy removed it is let in again: client → echo", || {
+        stage.remove_policy(DENY)?;
+        wait_until_ok("the client is let in", DEADLINE, || {
+            Conversation::open(client, stage.vip(ECHO)).and_then(|mut open| open.echo("again"))
+        })?;
+        Ok(String::new())
+    });
+}
+
+pub fn permissive_and_strict(stage: &Stage, report: &mut Report) {
+    let from_outside = || apps::get(stage.world.pod("outsider"), stage.at("web-1", apps::HTTP_PORT), &marker("outsider"));
+    report.show("PERMISSIVE, the default, lets a client outside the mesh in: outsider → web-1", || {
+        let answer = from_outside()?;
+        let own = stage.world.pod("outsider").ip(stage.ipv6);
+        ensure!(answer.client == own, "web-1 saw {} instead of {own}", answer.client);
+        Ok(String::new())
+    });
+    report.show("STRICT refuses it: outsider → web-1", || {
+        stage.apply_policy(STRICT)?;
+        let error = wait_until_ok("it is refused", DEADLINE, || match from_outside() {
+            Ok(_) => anyhow::bail!("it is let in"),
+            Err(error) => Ok(error),
+        })?;
+        Ok(curl_reason(&format!("{error:#}")))
+    });
+    report.show("STRICT lets the mesh in: client → web-1 and web-2", || {
+        for server in ["web-1", "web-2"] {
+            apps::get(stage.world.pod("client"), stage.at(server, apps::HTTP_PORT), &marker("mesh"))?;
+        }
+        Ok(String::new())
+    });
+    report.show("without it the mode is PERMISSIVE again: outsider → web-1", || {
+        stage.remove_policy(STRICT)?;
+        wait_until_ok("it is let in", DEADLINE, from_outside).map(|_| String::new())
+    });
+}
+
+/// What curl said, without what we say around it.
+pub fn curl_reason(error: &str) -> String {
+    error.lines().find_map(|line| line.find("curl: (").map(|at| line[at..].to_owned())).unwrap_or_else(|| error.to_owned())
+}
