@@ -16,6 +16,7 @@
 pub mod cgroup;
 pub mod congestion;
 pub mod leftovers;
+pub mod load;
 pub mod manifests;
 pub mod mesh;
 pub mod netns;
@@ -23,6 +24,7 @@ pub mod process;
 pub mod topology;
 pub mod wait;
 
+pub use load::talk::{Conversation, End};
 pub use mesh::{Daemon, Mesh};
 pub use process::{Process, ProcessBuilder};
 pub use topology::{Node, Place, Pod, PodSpec, ServiceSpec, World, WorldBuilder};
