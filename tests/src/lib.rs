@@ -15,6 +15,7 @@
 
 pub mod cgroup;
 pub mod congestion;
+pub mod demo;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;

@@ -54,9 +54,16 @@ pub struct MeshBuilder {
     node_args: Vec<String>,
     controller_args: Vec<String>,
     env: Vec<(String, String)>,
+    ipv6: bool,
 }
 
 impl MeshBuilder {
+    /// The controller is reached by its IPv6 address.
+    #[must_use]
+    pub fn ipv6(self, ipv6: bool) -> Self {
+        Self { ipv6, ..self }
+    }
+
     /// One more argument of both `warren node`.
     #[must_use]
     pub fn node_arg(mut self, arg: impl Into<String>) -> Self {
@@ -95,7 +102,7 @@ impl MeshBuilder {
         let directory = world.directory().join("mesh");
         fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         let files = CaFiles::write(&directory, world)?;
-        let at = SocketAddr::new(world.controller().v4.into(), CA_PORT);
+        let at = SocketAddr::new(world.controller().ip(self.ipv6), CA_PORT);
         let mut command = world
             .controller()
             .command(&warren)

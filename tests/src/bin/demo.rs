@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use warren_tests::demo::{self, Options, talk};
+use warren_tests::demo::{self, Options, programs};
 use warren_tests::leftovers;
 
 /// Two nodes, four pods in the mesh and one outside it, on this machine: every claim shown.
@@ -31,9 +31,6 @@ enum Role {
     /// A TCP echo server
     #[command(hide = true)]
     Echo { port: u16 },
-    /// A client that sends lines and prints what comes back
-    #[command(hide = true)]
-    Talk { server: SocketAddr },
     /// A client that prints what the server says first
     #[command(hide = true)]
     Greeting { server: SocketAddr },
@@ -53,13 +50,15 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.role {
-        Some(Role::Echo { port }) => talk::serve_echo(*port).map(|()| true),
-        Some(Role::Talk { server }) => talk::talk(*server).map(|()| true),
-        Some(Role::Greeting { server }) => talk::print_greeting(*server).map(|()| true),
+        Some(Role::Echo { port }) => programs::serve_echo(*port).map(|()| true),
+        Some(Role::Greeting { server }) => programs::print_greeting(*server).map(|()| true),
         None if arguments.clean => demo::clean().map(|()| true),
         None => {
             leftovers::clear_on_ctrl_c()?;
-            demo::run(Options { ipv6: arguments.ipv6, keep: arguments.keep })
+            demo::run(Options {
+                ipv6: arguments.ipv6,
+                keep: arguments.keep,
+            })
         }
     }
 }

@@ -37,7 +37,11 @@ pub fn start_nginx(world: &World, pod: &Pod) -> Result<Process> {
         name = pod.spec.name,
     );
     fs::write(directory.join("nginx.conf"), configuration).context("write nginx.conf")?;
-    let mut process = pod.command(program("nginx")?).arg("-c").arg(directory.join("nginx.conf")).spawn()?;
+    let mut process = pod
+        .command(program("nginx")?)
+        .arg("-c")
+        .arg(directory.join("nginx.conf"))
+        .spawn()?;
     wait_for_listener(pod, &mut process, HTTP_PORT)?;
     Ok(process)
 }
@@ -77,10 +81,19 @@ fn start_mariadb(world: &World, pod: &Pod, mariadbd: &Path) -> Result<Process> {
     let home = home(world, pod, "mariadb")?;
     let data = home.join("data");
     // Small and careless of a power cut: it lives for a minute.
-    let small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0"];
+    let small = [
+        "--innodb-log-file-size=8M",
+        "--innodb-buffer-pool-size=16M",
+        "--innodb-flush-log-at-trx-commit=0",
+    ];
     let install = program("mariadb-install-db").or_else(|_| program("mysql_install_db"))?;
     pod.command(install)
-        .args(["--no-defaults", "--user=root", "--auth-root-authentication-method=normal", "--skip-test-db"])
+        .args([
+            "--no-defaults",
+            "--user=root",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ])
         .arg(format!("--datadir={}", data.display()))
         .args(small)
         .output(Duration::from_secs(120))
@@ -89,7 +102,7 @@ fn start_mariadb(world: &World, pod: &Pod, mariadbd: &Path) -> Result<Process> {
     fs::write(&init, "CREATE USER demo@'%';\n").context("write init.sql")?;
     let mut process = pod
         .command(mariadbd)
-        .args(["--no-defaults", "--user=root", "--bind-address=::", "--skip-name-resolve", "--skip-log-bin"])
+        .args(["--no-defaults", "--user=root", "--skip-name-resolve", "--skip-log-bin"])
         .arg(format!("--port={DATABASE_PORT}"))
         .arg(format!("--datadir={}", data.display()))
         .arg(format!("--socket={}", home.join("socket").display()))
@@ -113,7 +126,17 @@ fn start_openssh(world: &World, pod: &Pod, sshd: &Path) -> Result<Process> {
     fs::create_dir_all("/run/sshd").context("create /run/sshd")?;
     let mut process = pod
         .command(sshd)
-        .args(["-D", "-e", "-f", "/dev/null", "-o", "UsePAM=no", "-o", "PidFile=none", "-o"])
+        .args([
+            "-D",
+            "-e",
+            "-f",
+            "/dev/null",
+            "-o",
+            "UsePAM=no",
+            "-o",
+            "PidFile=none",
+            "-o",
+        ])
         .arg(format!("Port={DATABASE_PORT}"))
         .arg("-h")
         .arg(&key)
@@ -127,7 +150,14 @@ pub fn query_database(pod: &Place, server: SocketAddr) -> Result<String> {
     let client = program("mariadb").or_else(|_| program("mysql"))?;
     let answer = pod
         .command(client)
-        .args(["--no-defaults", "--skip-ssl", "--batch", "--skip-column-names", "--connect-timeout=5", "--user=demo"])
+        .args([
+            "--no-defaults",
+            "--skip-ssl",
+            "--batch",
+            "--skip-column-names",
+            "--connect-timeout=5",
+            "--user=demo",
+        ])
         .arg(format!("--host={}", server.ip()))
         .arg(format!("--port={}", server.port()))
         .arg("--execute=SELECT USER()")
@@ -169,17 +199,34 @@ pub struct Answer {
 pub fn get(pod: &Place, address: SocketAddr, marker: &str) -> Result<Answer> {
     let text = pod
         .command(program("curl")?)
-        .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "6", "--globoff"])
+        .args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "6",
+            "--globoff",
+        ])
         .arg(format!("http://{address}/{marker}"))
         .output(CLIENT_DEADLINE)?;
     parse_answer(&text, marker).with_context(|| format!("the answer is {text:?}"))
 }
 
 fn parse_answer(text: &str, marker: &str) -> Result<Answer> {
-    let (server, rest) = text.trim_end().split_once(" sees ").context("not from one of the demo's servers")?;
-    let (client, asked) = rest.split_once(" ask for /").context("not from one of the demo's servers")?;
+    let (server, rest) = text
+        .trim_end()
+        .split_once(" sees ")
+        .context("not from one of the demo's servers")?;
+    let (client, asked) = rest
+        .split_once(" ask for /")
+        .context("not from one of the demo's servers")?;
     ensure!(asked == marker, "this answers another question: {asked:?}");
-    Ok(Answer { server: server.to_owned(), client: client.parse().context("the client's address")? })
+    Ok(Answer {
+        server: server.to_owned(),
+        client: client.parse().context("the client's address")?,
+    })
 }
 
 /// Where a program is: an ordinary user's PATH, which sudo may keep, lacks the folders of the servers.
@@ -219,7 +266,9 @@ fn wait_for_listener(pod: &Pod, process: &mut Process, port: u16) -> Result<()> 
 /// Reads a line of /proc/net/tcp: number, local address, remote address, state, where 0A is LISTEN.
 fn is_listener(line: &str, port: u16) -> bool {
     let mut fields = line.split_whitespace().skip(1);
-    let (Some(local), Some(_), Some(state)) = (fields.next(), fields.next(), fields.next()) else { return false };
+    let (Some(local), Some(_), Some(state)) = (fields.next(), fields.next(), fields.next()) else {
+        return false;
+    };
     state == "0A" && local.ends_with(&format!(":{port:04X}"))
 }
 
@@ -229,7 +278,10 @@ mod tests {
 
     #[test]
     fn an_answer_names_its_server_and_the_client_it_saw() -> Result<()> {
-        let expected = Answer { server: "web-1".to_owned(), client: "fd77::1:10".parse()? };
+        let expected = Answer {
+            server: "web-1".to_owned(),
+            client: "fd77::1:10".parse()?,
+        };
         assert_eq!(parse_answer("web-1 sees fd77::1:10 ask for /abc\n", "abc")?, expected);
         assert!(parse_answer("web-1 sees fd77::1:10 ask for /other\n", "abc").is_err());
         assert!(parse_answer("<html>", "abc").is_err());

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 
 /// The folder of the tree that holds them.
 pub fn source() -> PathBuf {
-    let root = std::env::var_os("WARREN_ROOT").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), PathBuf::from);
+    let root =
+        std::env::var_os("WARREN_ROOT").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), PathBuf::from);
     root.join("deploy/demo")
 }
 
@@ -21,7 +22,10 @@ pub fn write_all(directory: &Path, ipv6: bool) -> Result<()> {
     let folder = source();
     for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
         let path = entry?.path();
-        if let (true, Some(name)) = (path.extension().is_some_and(|extension| extension == "yaml"), path.file_name()) {
+        if let (true, Some(name)) = (
+            path.extension().is_some_and(|extension| extension == "yaml"),
+            path.file_name(),
+        ) {
             crate::manifests::write(directory, &name.to_string_lossy(), &read(&path, ipv6)?)?;
         }
     }
@@ -43,7 +47,9 @@ fn in_ipv6(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        let end = rest[start..].find(|c: char| !c.is_ascii_digit() && c != '.').map_or(rest.len(), |end| start + end);
+        let end = rest[start..]
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .map_or(rest.len(), |end| start + end);
         out.push_str(&rest[..start]);
         let word = &rest[start..end];
         rest = &rest[end..];
@@ -76,8 +82,7 @@ mod tests {
     #[test]
     fn addresses_and_prefixes_change_family_and_nothing_else_does() {
         let text = "podCIDR: \"10.77.1.0/24\"\npodIP: \"10.77.2.11\"\nuid: 5ee1f4c2-0001\nport: 3306 # IPv4 v1\ncidrs: [10.96.0.0/16]";
-        let expected =
-            "podCIDR: \"fd77::1:0/112\"\npodIP: \"fd77::2:11\"\nuid: 5ee1f4c2-0001\nport: 3306 # IPv6 v1\ncidrs: [fd96::/112]";
+        let expected = "podCIDR: \"fd77::1:0/112\"\npodIP: \"fd77::2:11\"\nuid: 5ee1f4c2-0001\nport: 3306 # IPv6 v1\ncidrs: [fd96::/112]";
         assert_eq!(in_ipv6(text), expected);
     }
 
@@ -85,7 +90,10 @@ mod tests {
     fn no_ipv4_address_is_left_in_the_manifests_of_the_demo() -> Result<()> {
         for name in ["cluster.yaml", "pods.yaml", "services.yaml"] {
             let text = read(&source().join(name), true)?;
-            assert!(!text.contains("10.77.") && !text.contains("10.96.") && !text.contains("IPv4"), "{name}: {text}");
+            assert!(
+                !text.contains("10.77.") && !text.contains("10.96.") && !text.contains("IPv4"),
+                "{name}: {text}"
+            );
         }
         Ok(())
     }

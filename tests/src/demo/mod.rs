@@ -3,10 +3,10 @@
 
 pub mod apps;
 pub mod manifests;
+pub mod programs;
 pub mod report;
 pub mod shows;
 pub mod stage;
-pub mod talk;
 pub mod wire;
 
 use std::path::{Path, PathBuf};
@@ -29,9 +29,11 @@ pub struct Options {
 
 /// Runs the demo. Whether everything it shows is so; an error where it could not even be shown.
 pub fn run(options: Options) -> Result<bool> {
-    let mut report = Report::new();
+    let mut report = Report::on_terminal();
     let family = if options.ipv6 { "IPv6" } else { "IPv4" };
-    report.remark(&format!("Warren: two nodes, four pods in the mesh and one outside it, on {family}"));
+    report.remark(&format!(
+        "Warren: two nodes, four pods in the mesh and one outside it, on {family}"
+    ));
     let mut stage = Stage::set(options.ipv6, &mut report)?;
     show_all(&mut stage, &mut report)?;
     if report.has_failed() {
@@ -84,7 +86,9 @@ fn keep_logs(stage: &Stage) -> Result<PathBuf> {
     std::fs::create_dir_all(&kept).with_context(|| format!("create {}", kept.display()))?;
     let copy = |from: &Path| -> Result<()> {
         let to = kept.join(from.file_name().unwrap_or_default());
-        std::fs::copy(from, &to).with_context(|| format!("copy {}", from.display())).map(drop)
+        std::fs::copy(from, &to)
+            .with_context(|| format!("copy {}", from.display()))
+            .map(drop)
     };
     for entry in std::fs::read_dir(stage.world.log_directory())? {
         copy(&entry?.path())?;
@@ -96,7 +100,7 @@ fn keep_logs(stage: &Stage) -> Result<PathBuf> {
 fn print_how_to_go_on(stage: &Stage) {
     let client = stage.world.pod("client");
     let vip = stage.vip(stage::WEB);
-    let report = Report::new();
+    let mut report = Report::on_terminal();
     report.remark(&format!(
         "\nEverything runs on. To enter a pod ({pods}), as root:\n  \
          sh -c 'echo $$ > {cgroup}/cgroup.procs && exec nsenter --net={namespace} bash'\n\
@@ -105,7 +109,13 @@ fn print_how_to_go_on(stage: &Stage) {
          Manifests, followed as they change: {manifests}\n\
          Logs: {logs}\n\
          To end it: cargo xtask demo --clean",
-        pods = stage.world.pods().iter().map(|pod| pod.spec.name.as_str()).collect::<Vec<_>>().join(", "),
+        pods = stage
+            .world
+            .pods()
+            .iter()
+            .map(|pod| pod.spec.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", "),
         cgroup = client.cgroup.display(),
         namespace = client.namespace.path().display(),
         manifests = stage.world.manifest_directory().display(),

@@ -1,36 +1,54 @@
 //! What the person sees: progress on stderr, one line per thing shown on stdout. Knows nothing of the mesh.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::fmt;
+use std::io::{IsTerminal as _, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Counts what was shown, and what was not so.
-#[derive(Debug)]
 pub struct Report {
+    out: Box<dyn Write + Send>,
     shown: u32,
     failed: u32,
     coloured: bool,
     spinner: Option<ProgressBar>,
 }
 
-impl Default for Report {
-    fn default() -> Self {
-        Self::new()
+impl fmt::Debug for Report {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Report {{ shown: {}, failed: {} }}", self.shown, self.failed)
     }
 }
 
 impl Report {
-    pub fn new() -> Self {
+    /// A report on the terminal.
+    pub fn on_terminal() -> Self {
         let spinner = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let style =
+                ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
             bar.set_style(style);
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { shown: 0, failed: 0, coloured: std::io::stdout().is_terminal(), spinner }
+        Self {
+            coloured: std::io::stdout().is_terminal(),
+            spinner,
+            ..Self::to(Box::new(std::io::stdout()))
+        }
+    }
+
+    /// A plain report without progress.
+    pub fn to(out: Box<dyn Write + Send>) -> Self {
+        Self {
+            out,
+            shown: 0,
+            failed: 0,
+            coloured: false,
+            spinner: None,
+        }
     }
 
     /// What is being done, for someone who waits.
@@ -42,8 +60,9 @@ impl Report {
     }
 
     /// A heading of the report.
-    pub fn section(&self, title: &str) {
-        self.print(&format!("\n{}", self.painted("1", title)));
+    pub fn section(&mut self, title: &str) {
+        let title = self.painted("1", title);
+        self.print(&format!("\n{title}"));
     }
 
     /// Does what shows `claim`, and prints how that went: what `work` says it saw, and how long it took.
@@ -56,12 +75,14 @@ impl Report {
         match outcome {
             Ok(seen) => {
                 let seen = if seen.is_empty() { seen } else { format!(": {seen}") };
-                self.print(&format!("  {} {claim}{seen} ({took})", self.painted("32", "✓")));
+                let mark = self.painted("32", "✓");
+                self.print(&format!("  {mark} {claim}{seen} ({took})"));
                 true
             }
             Err(error) => {
                 self.failed += 1;
-                self.print(&format!("  {} {claim} ({took})", self.painted("31", "✗")));
+                let mark = self.painted("31", "✗");
+                self.print(&format!("  {mark} {claim} ({took})"));
                 for line in format!("{error:#}").lines() {
                     self.quote(line);
                 }
@@ -71,26 +92,43 @@ impl Report {
     }
 
     /// Something seen, word for word, below the line it belongs to.
-    pub fn quote(&self, line: &str) {
-        self.print(&format!("      {}", self.painted("2", line)));
+    pub fn quote(&mut self, line: &str) {
+        let line = self.painted("2", line);
+        self.print(&format!("      {line}"));
     }
 
     /// A line that claims nothing.
-    pub fn remark(&self, line: &str) {
+    pub fn remark(&mut self, line: &str) {
         self.print(line);
     }
 
     /// The last line. Whether everything was so.
-    pub fn finish(self) -> bool {
+    pub fn finish(mut self) -> bool {
         if let Some(bar) = &self.spinner {
             bar.finish_and_clear();
         }
         let last = match self.failed {
-            0 => format!("{} {} of {} things shown are so", self.painted("32", "✓"), self.shown, self.shown),
-            failed => format!("{} {failed} of {} things shown are not so", self.painted("31", "✗"), self.shown),
+            0 => format!(
+                "{} {} of {} things shown are so",
+                self.painted("32", "✓"),
+                self.shown,
+                self.shown
+            ),
+            failed => format!(
+                "{} {failed} of {} things shown are not so",
+                self.painted("31", "✗"),
+                self.shown
+            ),
         };
         self.print(&format!("\n{last}"));
         self.failed == 0
+    }
+
+    /// Ends without a last line.
+    pub fn finish_silently(self) {
+        if let Some(bar) = &self.spinner {
+            bar.finish_and_clear();
+        }
     }
 
     /// Whether anything was not so up to now.
@@ -99,12 +137,17 @@ impl Report {
     }
 
     fn painted(&self, colour: &str, text: &str) -> String {
-        if self.coloured { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
+        if self.coloured {
+            format!("\u{1b}[{colour}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
-    fn print(&self, line: &str) {
+    fn print(&mut self, line: &str) {
         // A reader that closed the pipe has seen enough; the demo still cleans up in order.
-        let write = || drop(writeln!(std::io::stdout(), "{line}"));
+        let out = &mut self.out;
+        let mut write = || drop(writeln!(out, "{line}").and_then(|()| out.flush()));
         match &self.spinner {
             Some(bar) => bar.suspend(write),
             None => write(),
@@ -113,7 +156,11 @@ impl Report {
 }
 
 fn milliseconds(time: Duration) -> String {
-    if time < Duration::from_secs(1) { format!("{} ms", time.as_millis()) } else { format!("{:.1} s", time.as_secs_f32()) }
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f32())
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +169,7 @@ mod tests {
 
     #[test]
     fn one_thing_that_is_not_so_fails_the_whole() {
-        let mut report = Report::new();
+        let mut report = Report::to(Box::new(std::io::sink()));
         assert!(report.show("water is wet", || Ok(String::new())));
         assert!(!report.has_failed());
         assert!(!report.show("pigs fly", || anyhow::bail!("they walk")));

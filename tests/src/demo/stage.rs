@@ -4,11 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 
+use super::PREFIX;
 use super::apps::{self, Database};
 use super::manifests;
 use super::report::Report;
 use super::wire::Capture;
-use super::PREFIX;
 use crate::mesh::Mesh;
 use crate::process::Process;
 use crate::topology::{Node, PodSpec, World};
@@ -20,9 +20,18 @@ pub struct Service {
     port: u16,
 }
 
-pub const WEB: Service = Service { vip: Ipv4Addr::new(10, 96, 0, 10), port: apps::HTTP_PORT };
-pub const DATABASE: Service = Service { vip: Ipv4Addr::new(10, 96, 0, 20), port: apps::DATABASE_PORT };
-pub const ECHO: Service = Service { vip: Ipv4Addr::new(10, 96, 0, 30), port: apps::ECHO_PORT };
+pub const WEB: Service = Service {
+    vip: Ipv4Addr::new(10, 96, 0, 10),
+    port: apps::HTTP_PORT,
+};
+pub const DATABASE: Service = Service {
+    vip: Ipv4Addr::new(10, 96, 0, 20),
+    port: apps::DATABASE_PORT,
+};
+pub const ECHO: Service = Service {
+    vip: Ipv4Addr::new(10, 96, 0, 30),
+    port: apps::ECHO_PORT,
+};
 
 /// The processes come before the world: they end before what they run in.
 #[derive(Debug)]
@@ -39,13 +48,7 @@ impl Stage {
     /// Builds it all. The applications run before the mesh does, and are never started again.
     pub fn set(ipv6: bool, report: &mut Report) -> Result<Self> {
         report.progress("building two nodes and five pods from network namespaces");
-        let world = World::builder(PREFIX)
-            .pod(pod("client", Node::A, "demo", "client", 10))
-            .pod(pod("web-1", Node::A, "demo", "web", 11))
-            .pod(pod("web-2", Node::B, "demo", "web", 11))
-            .pod(pod("store", Node::B, "demo", "store", 12))
-            .pod(pod("outsider", Node::B, "outside", "outsider", 20))
-            .start()?;
+        let world = world(PREFIX)?;
         // The world describes itself as well; what holds here is deploy/demo.
         manifests::write_all(&world.manifest_directory(), ipv6)?;
 
@@ -62,7 +65,14 @@ impl Stage {
         let capture = Capture::start(&world)?;
         report.progress("starting the controller and two daemons");
         let mesh = Mesh::builder().ipv6(ipv6).start(&world).context("start the mesh")?;
-        Ok(Self { mesh, capture, database, applications, world, ipv6 })
+        Ok(Self {
+            mesh,
+            capture,
+            database,
+            applications,
+            world,
+            ipv6,
+        })
     }
 
     /// Where a pod's port is.
@@ -72,7 +82,11 @@ impl Stage {
 
     /// Where a service is.
     pub fn vip(&self, service: Service) -> SocketAddr {
-        let ip: IpAddr = if self.ipv6 { manifests::counterpart(service.vip).into() } else { service.vip.into() };
+        let ip: IpAddr = if self.ipv6 {
+            manifests::counterpart(service.vip).into()
+        } else {
+            service.vip.into()
+        };
         SocketAddr::new(ip, service.port)
     }
 
@@ -95,8 +109,22 @@ impl Stage {
     }
 }
 
+/// Two nodes, four pods for the mesh and one that stays outside, as deploy/demo/pods.yaml has them; nothing runs in them.
+pub fn world(prefix: &str) -> Result<World> {
+    World::builder(prefix)
+        .pod(pod("client", Node::A, "demo", "client", 10))
+        .pod(pod("web-1", Node::A, "demo", "web", 11))
+        .pod(pod("web-2", Node::B, "demo", "web", 11))
+        .pod(pod("store", Node::B, "demo", "store", 12))
+        .pod(pod("outsider", Node::B, "outside", "outsider", 20))
+        .start()
+}
+
 fn pod(name: &str, node: Node, namespace: &str, account: &str, number: u8) -> PodSpec {
-    PodSpec::new(name, node).namespace(namespace).service_account(account).number(number)
+    PodSpec::new(name, node)
+        .namespace(namespace)
+        .service_account(account)
+        .number(number)
 }
 
 /// A text that no other program sends, to be looked for on the wire.

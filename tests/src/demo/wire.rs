@@ -33,11 +33,28 @@ impl Capture {
             .node(Node::A)
             .command(program("tcpdump")?)
             // Written at once and as root: neither a buffer nor another user's rights may hide a packet.
-            .args(["-i", WIRE, "--immediate-mode", "-U", "-n", "-s", "0", "-B", "16384", "-Z", "root", "-w"])
+            .args([
+                "-i",
+                WIRE,
+                "--immediate-mode",
+                "-U",
+                "-n",
+                "-s",
+                "0",
+                "-B",
+                "16384",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file)
             .spawn()?;
         process.wait_for_line("listening on", DEADLINE)?;
-        Ok(Self { process, file, fences: 0 })
+        Ok(Self {
+            process,
+            file,
+            fences: 0,
+        })
     }
 
     /// How many packets have been captured up to now. Everything sent before the call is among them: a datagram of our
@@ -48,11 +65,16 @@ impl Capture {
         let target = SocketAddr::new(world.node(Node::B).v4.into(), FENCE_PORT);
         world.node(Node::A).namespace.run(|| {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("make a datagram socket")?;
-            socket.send_to(text.as_bytes(), target).context("send a datagram over the wire").map(drop)
+            socket
+                .send_to(text.as_bytes(), target)
+                .context("send a datagram over the wire")
+                .map(drop)
         })?;
         wait_until("the capture holds all that was sent", DEADLINE, || {
             let packets = self.packets().ok()?;
-            let at = packets.iter().rposition(|packet| find(&packet.bytes, text.as_bytes()).is_some())?;
+            let at = packets
+                .iter()
+                .rposition(|packet| find(&packet.bytes, text.as_bytes()).is_some())?;
             Some(at + 1)
         })
         .with_context(|| self.process.log())
@@ -105,16 +127,25 @@ pub struct Stream {
     pub is_whole: bool,
 }
 
-/// The streams by where they come from and where they go to.
-pub fn streams(packets: &[Packet]) -> BTreeMap<(SocketAddr, SocketAddr), Stream> {
-    let mut parts: BTreeMap<(SocketAddr, SocketAddr), Vec<(&Segment, &[u8])>> = BTreeMap::new();
+/// Where a stream comes from, and where it goes to.
+pub type Ends = (SocketAddr, SocketAddr);
+
+/// The streams of all TCP connections.
+pub fn streams(packets: &[Packet]) -> BTreeMap<Ends, Stream> {
+    let mut parts: BTreeMap<Ends, Vec<(&Segment, &[u8])>> = BTreeMap::new();
     for packet in packets {
         if let Some(segment) = &packet.tcp {
             let payload = &packet.bytes[segment.payload.clone()];
-            parts.entry((segment.from, segment.to)).or_default().push((segment, payload));
+            parts
+                .entry((segment.from, segment.to))
+                .or_default()
+                .push((segment, payload));
         }
     }
-    parts.into_iter().map(|(ends, segments)| (ends, assemble(&segments))).collect()
+    parts
+        .into_iter()
+        .map(|(ends, segments)| (ends, assemble(&segments)))
+        .collect()
 }
 
 /// Puts the segments in order, once each.
@@ -218,18 +249,28 @@ pub fn server_hello(bytes: &[u8]) -> Option<Chosen> {
 
 /// Reads tcpdump's file; a packet that is not written to its end yet is left out.
 fn read_pcap(bytes: &[u8]) -> Result<Vec<Packet>> {
-    let word = |at: usize| bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map(u32::from_ne_bytes);
+    let word = |at: usize| {
+        bytes
+            .get(at..at + 4)
+            .and_then(|four| four.try_into().ok())
+            .map(u32::from_ne_bytes)
+    };
     match word(0) {
         // Microseconds or nanoseconds, in this machine's byte order.
         Some(0xa1b2_c3d4 | 0xa1b2_3c4d) => {}
         None => return Ok(Vec::new()),
         Some(magic) => bail!("this is no packet capture: it begins with {magic:#x}"),
     }
-    ensure!(word(20).is_none_or(|link| link & 0xffff == 1), "the capture is not of Ethernet");
+    ensure!(
+        word(20).is_none_or(|link| link & 0xffff == 1),
+        "the capture is not of Ethernet"
+    );
     let mut packets = Vec::new();
     let mut at = 24;
     while let Some(length) = word(at + 8) {
-        let Some(packet) = bytes.get(at + 16..at + 16 + length as usize) else { break };
+        let Some(packet) = bytes.get(at + 16..at + 16 + length as usize) else {
+            break;
+        };
         packets.push(Packet::new(packet.to_vec()));
         at += 16 + length as usize;
     }
@@ -326,7 +367,13 @@ mod tests {
             frame(start.wrapping_add(1), 0x10, b"hello"),
         ];
         let stream = only_stream(&packets);
-        assert_eq!(stream, Stream { bytes: b"hello world".to_vec(), is_whole: true });
+        assert_eq!(
+            stream,
+            Stream {
+                bytes: b"hello world".to_vec(),
+                is_whole: true
+            }
+        );
         assert!(stream_contains(&stream, "lo wor"));
         assert!(!packets.iter().any(|packet| packet.contains("lo wor")));
     }
@@ -357,7 +404,14 @@ mod tests {
         hello.extend((extensions.len() as u16).to_be_bytes());
         hello.extend(extensions);
         let chosen = server_hello(&hello).expect("a hello");
-        assert_eq!(chosen, Chosen { version: 0x0304, suite: 0x1302, group: 0x11ec });
+        assert_eq!(
+            chosen,
+            Chosen {
+                version: 0x0304,
+                suite: 0x1302,
+                group: 0x11ec
+            }
+        );
         assert_eq!(chosen.to_string(), "TLS 1.3, X25519MLKEM768, AES_256_GCM_SHA384");
         assert_eq!(server_hello(b"HTTP/1.1 200 OK"), None);
     }

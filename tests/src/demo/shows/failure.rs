@@ -18,7 +18,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub fn kill_and_recover(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let before = stage.capture.fence(&stage.world)?;
-    report.show("kill -9 of node a's daemon", || stage.mesh.daemon_mut(Node::A).kill().map(|()| String::new()));
+    report.show("kill -9 of node a's daemon", || {
+        stage.mesh.daemon_mut(Node::A).kill().map(|()| String::new())
+    });
 
     let text = marker("while-dead");
     let targets = [
@@ -27,23 +29,35 @@ pub fn kill_and_recover(stage: &mut Stage, report: &mut Report) -> Result<()> {
         ("the service web", stage.vip(WEB)),
     ];
     for (name, address) in targets {
-        report.show(&format!("a new connection is refused at once: client → {name}"), || refused(stage, address, &text));
+        report.show(
+            &format!("a new connection is refused at once: client → {name}"),
+            || refused(stage, address, &text),
+        );
     }
     report.show("not one byte of it on the wire", || {
         let end = stage.capture.fence(&stage.world)?;
         let packets = stage.capture.packets()?;
         let packets = packets.get(before..end).context("the capture has shrunk")?;
         ensure!(!holds(packets, &text), "{text:?} was sent in the clear");
-        no_plaintext_connection(stage, packets)?;
+        no_plaintext_connection(&stage.world, packets)?;
         Ok(format!("{} packets looked at", packets.len()))
     });
     report.show("traffic to outside the mesh goes on: client → outsider", || {
-        let answer = apps::get(stage.world.pod("client"), stage.at("outsider", apps::HTTP_PORT), &marker("to-outsider"))?;
+        let answer = apps::get(
+            stage.world.pod("client"),
+            stage.at("outsider", apps::HTTP_PORT),
+            &marker("to-outsider"),
+        )?;
         ensure!(answer.server == "outsider", "{} answered", answer.server);
         Ok(String::new())
     });
     report.show("the other node is not affected: store → web-2", || {
-        apps::get(stage.world.pod("store"), stage.at("web-2", apps::HTTP_PORT), &marker("mesh")).map(|_| String::new())
+        apps::get(
+            stage.world.pod("store"),
+            stage.at("web-2", apps::HTTP_PORT),
+            &marker("mesh"),
+        )
+        .map(|_| String::new())
     });
     report.show("started again, it serves new connections: client → web-2", || {
         let begin = Instant::now();
@@ -61,7 +75,7 @@ pub fn kill_and_recover(stage: &mut Stage, report: &mut Report) -> Result<()> {
         for text in [text.as_str(), &marker("mesh")] {
             ensure!(!holds(packets, text), "{text:?} was sent in the clear");
         }
-        no_plaintext_connection(stage, packets)?;
+        no_plaintext_connection(&stage.world, packets)?;
         Ok(format!("{} packets looked at", packets.len()))
     });
     Ok(())
@@ -73,7 +87,11 @@ fn refused(stage: &Stage, address: SocketAddr, text: &str) -> Result<String> {
         Ok(answer) => bail!("{} answered", answer.server),
         Err(error) => {
             let took = begin.elapsed();
-            ensure!(took < AT_ONCE, "it failed only after {} ms: {error:#}", took.as_millis());
+            ensure!(
+                took < AT_ONCE,
+                "it failed only after {} ms: {error:#}",
+                took.as_millis()
+            );
             Ok(curl_reason(&format!("{error:#}")))
         }
     }

@@ -9,29 +9,35 @@ use crate::topology::Node;
 use crate::wait::DEADLINE;
 
 pub fn ready(stage: &mut Stage, report: &mut Report) -> Result<()> {
-    report.show("a controller in a namespace of its own, and a daemon on each node, are ready", || {
-        for node in Node::BOTH {
-            stage.mesh.daemon_mut(node).wait_ready(DEADLINE)?;
-        }
-        Ok(String::new())
-    });
+    report.show(
+        "a controller in a namespace of its own, and a daemon on each node, are ready",
+        || {
+            for node in Node::BOTH {
+                stage.mesh.daemon_mut(node).wait_ready(DEADLINE)?;
+            }
+            Ok(String::new())
+        },
+    );
     Ok(())
 }
 
 pub fn no_packet_filter(stage: &Stage, report: &mut Report) {
-    report.show("no iptables or nftables rule in any namespace of nodes, pods and controller", || {
-        let nft = program("nft")?;
-        let world = &stage.world;
-        let nodes = Node::BOTH.map(|node| world.node(node));
-        let pods = world.pods().iter().map(std::ops::Deref::deref);
-        let mut count = 0;
-        for place in nodes.into_iter().chain([world.controller()]).chain(pods) {
-            let rules = place.command(&nft).args(["list", "ruleset"]).output(DEADLINE)?;
-            ensure!(rules.trim().is_empty(), "{} has rules:\n{rules}", place.name);
-            count += 1;
-        }
-        Ok(format!("`nft list ruleset` is empty in all {count}"))
-    });
+    report.show(
+        "no iptables or nftables rule in any namespace of nodes, pods and controller",
+        || {
+            let nft = program("nft")?;
+            let world = &stage.world;
+            let nodes = Node::BOTH.map(|node| world.node(node));
+            let pods = world.pods().iter().map(std::ops::Deref::deref);
+            let mut count = 0;
+            for place in nodes.into_iter().chain([world.controller()]).chain(pods) {
+                let rules = place.command(&nft).args(["list", "ruleset"]).output(DEADLINE)?;
+                ensure!(rules.trim().is_empty(), "{} has rules:\n{rules}", place.name);
+                count += 1;
+            }
+            Ok(format!("`nft list ruleset` is empty in all {count}"))
+        },
+    );
 }
 
 pub fn programs_are_pinned(stage: &Stage, report: &mut Report) {
@@ -41,15 +47,29 @@ pub fn programs_are_pinned(stage: &Stage, report: &mut Report) {
     };
     report.show("the kernel programs are pinned and carry BTF", || {
         // Listing pins means walking every bpffs that this process can see.
-        let listed = stage.world.node(Node::A).command(bpftool).args(["-f", "-j", "prog", "show"]).output(DEADLINE)?;
+        let listed = stage
+            .world
+            .node(Node::A)
+            .command(bpftool)
+            .args(["-f", "-j", "prog", "show"])
+            .output(DEADLINE)?;
         let programs: Vec<serde_json::Value> = serde_json::from_str(&listed).context("read what bpftool says")?;
         let below = stage.world.directory().display().to_string();
         let is_ours = |program: &&serde_json::Value| {
-            program["pinned"].as_array().into_iter().flatten().filter_map(|pin| pin.as_str()).any(|pin| pin.starts_with(&below))
+            program["pinned"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|pin| pin.as_str())
+                .any(|pin| pin.starts_with(&below))
         };
         let ours: Vec<_> = programs.iter().filter(is_ours).collect();
         ensure!(!ours.is_empty(), "bpftool finds no program pinned below {below}");
-        let without: Vec<_> = ours.iter().filter(|program| program["btf_id"].is_null()).map(|one| &one["name"]).collect();
+        let without: Vec<_> = ours
+            .iter()
+            .filter(|program| program["btf_id"].is_null())
+            .map(|one| &one["name"])
+            .collect();
         ensure!(without.is_empty(), "without BTF: {without:?}");
         let mut names: Vec<_> = ours.iter().filter_map(|program| program["name"].as_str()).collect();
         names.sort_unstable();

@@ -1,63 +1,81 @@
 //! Policy by identity, acting on connections that are open already, and on clients outside the mesh.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::demo::apps;
 use crate::demo::report::Report;
 use crate::demo::stage::{ECHO, Stage, marker};
-use crate::demo::talk::Conversation;
+use crate::load::talk::{Conversation, End};
 use crate::topology::Node;
 use crate::wait::{DEADLINE, wait_until_ok};
 
+/// How long a connection may take to open and to echo: one that is denied may end without a word.
+const PATIENCE: Duration = Duration::from_secs(5);
 const DENY: &str = "deny-client.yaml";
 const STRICT: &str = "strict.yaml";
 const POLICY_CHANGE: &str = "connection closed due to policy change";
 
 pub fn deny_closes_an_open_connection(stage: &Stage, report: &mut Report) {
-    let client = stage.world.pod("client");
     let mut other = None;
-    report.show("a DENY by service account closes a connection that is open: client → echo", || {
-        let mut denied = Conversation::open(client, stage.vip(ECHO))?;
-        denied.echo("before")?;
-        let mut allowed = Conversation::open(stage.world.pod("web-1"), stage.vip(ECHO))?;
-        allowed.echo("before")?;
-        stage.apply_policy(DENY)?;
-        let begin = Instant::now();
-        let end = denied.wait_for_end(DEADLINE).context("the connection stays open")?;
-        let took = begin.elapsed().as_millis();
-        other = Some(allowed);
-        Ok(format!("{took} ms after the policy was written: {end}"))
-    });
+    report.show(
+        "a DENY by service account closes a connection that is open: client → echo",
+        || {
+            let mut denied = talk(stage, "client")?;
+            let allowed = talk(stage, "web-1")?;
+            stage.apply_policy(DENY)?;
+            let begin = Instant::now();
+            let end = match denied.wait_for_end(DEADLINE)? {
+                End::Closed => "closed",
+                End::Reset => "reset",
+            };
+            other = Some(allowed);
+            Ok(format!(
+                "{end} {} ms after the policy was written",
+                begin.elapsed().as_millis()
+            ))
+        },
+    );
     if let Ok(line) = stage.mesh.daemon(Node::B).wait_for_line(POLICY_CHANGE, DEADLINE) {
         report.quote(&line);
     }
-    report.show("a connection of another service account to the same port lives on: web-1 → echo", || {
-        other.context("it was never opened")?.echo("after").map(|()| String::new())
-    });
+    report.show(
+        "a connection of another service account to the same port lives on: web-1 → echo",
+        || {
+            other
+                .context("it was never opened")?
+                .echo(b"after\n", DEADLINE)
+                .map(|()| String::new())
+        },
+    );
     report.show("a new connection of the denied one fails: client → echo", || {
-        let attempt = Conversation::open(client, stage.vip(ECHO)).and_then(|mut open| open.echo("after"));
-        ensure!(attempt.is_err(), "it was let in");
+        ensure!(talk(stage, "client").is_err(), "it was let in");
         Ok(String::new())
     });
     report.show("with the policy removed it is let in again: client → echo", || {
         stage.remove_policy(DENY)?;
-        wait_until_ok("the client is let in", DEADLINE, || {
-            Conversation::open(client, stage.vip(ECHO)).and_then(|mut open| open.echo("again"))
-        })?;
-        Ok(String::new())
+        wait_until_ok("the client is let in", DEADLINE, || talk(stage, "client")).map(|_| String::new())
     });
 }
 
 pub fn permissive_and_strict(stage: &Stage, report: &mut Report) {
-    let from_outside = || apps::get(stage.world.pod("outsider"), stage.at("web-1", apps::HTTP_PORT), &marker("outsider"));
-    report.show("PERMISSIVE, the default, lets a client outside the mesh in: outsider → web-1", || {
-        let answer = from_outside()?;
-        let own = stage.world.pod("outsider").ip(stage.ipv6);
-        ensure!(answer.client == own, "web-1 saw {} instead of {own}", answer.client);
-        Ok(String::new())
-    });
+    let from_outside = || {
+        apps::get(
+            stage.world.pod("outsider"),
+            stage.at("web-1", apps::HTTP_PORT),
+            &marker("outsider"),
+        )
+    };
+    report.show(
+        "PERMISSIVE, the default, lets a client outside the mesh in: outsider → web-1",
+        || {
+            let answer = from_outside()?;
+            let own = stage.world.pod("outsider").ip(stage.ipv6);
+            ensure!(answer.client == own, "web-1 saw {} instead of {own}", answer.client);
+            Ok(String::new())
+        },
+    );
     report.show("STRICT refuses it: outsider → web-1", || {
         stage.apply_policy(STRICT)?;
         let error = wait_until_ok("it is refused", DEADLINE, || match from_outside() {
@@ -68,7 +86,11 @@ pub fn permissive_and_strict(stage: &Stage, report: &mut Report) {
     });
     report.show("STRICT lets the mesh in: client → web-1 and web-2", || {
         for server in ["web-1", "web-2"] {
-            apps::get(stage.world.pod("client"), stage.at(server, apps::HTTP_PORT), &marker("mesh"))?;
+            apps::get(
+                stage.world.pod("client"),
+                stage.at(server, apps::HTTP_PORT),
+                &marker("mesh"),
+            )?;
         }
         Ok(String::new())
     });
@@ -78,7 +100,17 @@ pub fn permissive_and_strict(stage: &Stage, report: &mut Report) {
     });
 }
 
+/// A connection from the pod to the echo server, over which a line has gone and come back.
+fn talk(stage: &Stage, pod: &str) -> Result<Conversation> {
+    let mut conversation = Conversation::open(stage.world.pod(pod), stage.vip(ECHO), PATIENCE)?;
+    conversation.echo(b"hello\n", PATIENCE)?;
+    Ok(conversation)
+}
+
 /// What curl said, without what we say around it.
 pub fn curl_reason(error: &str) -> String {
-    error.lines().find_map(|line| line.find("curl: (").map(|at| line[at..].to_owned())).unwrap_or_else(|| error.to_owned())
+    error
+        .lines()
+        .find_map(|line| line.find("curl: (").map(|at| line[at..].to_owned()))
+        .unwrap_or_else(|| error.to_owned())
 }
