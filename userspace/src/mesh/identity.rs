@@ -57,7 +57,10 @@ impl SpiffeId {
     /// # Errors
     /// A namespace or service account that cannot be a path segment.
     pub fn new(trust_domain: &TrustDomain, namespace: &str, service_account: &str) -> Result<Self, IdentityError> {
-        Self::parse(&format!("{SCHEME}{}/ns/{namespace}/sa/{service_account}", trust_domain.as_str()))
+        Self::parse(&format!(
+            "{SCHEME}{}/ns/{namespace}/sa/{service_account}",
+            trust_domain.as_str()
+        ))
     }
 
     /// # Errors
@@ -113,7 +116,10 @@ fn check_trust_domain(text: &str) -> Result<(), IdentityError> {
     if text.len() > MAX_TRUST_DOMAIN {
         return Err(IdentityError::TrustDomainTooLong(text.len()));
     }
-    match text.chars().find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_')) {
+    match text
+        .chars()
+        .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '.' | '-' | '_'))
+    {
         Some(c) => Err(IdentityError::TrustDomainCharacter(c)),
         None => Ok(()),
     }
@@ -125,7 +131,10 @@ fn check_segment(segment: &str) -> Result<(), IdentityError> {
         "." | ".." => return Err(IdentityError::SegmentRelative(segment.to_owned())),
         _ => {}
     }
-    match segment.chars().find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_')) {
+    match segment
+        .chars()
+        .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_'))
+    {
         Some(c) => Err(IdentityError::SegmentCharacter(c)),
         None => Ok(()),
     }
@@ -154,7 +163,10 @@ mod tests {
     #[test]
     fn an_id_gives_back_its_parts() {
         let id = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap();
-        assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("cluster.local", "shop", "web"));
+        assert_eq!(
+            (id.trust_domain(), id.namespace(), id.service_account()),
+            ("cluster.local", "shop", "web")
+        );
         assert_eq!(id.principal(), "cluster.local/ns/shop/sa/web");
     }
 
@@ -164,15 +176,36 @@ mod tests {
             ("http://cluster.local/ns/a/sa/b", IdentityError::Scheme),
             ("SPIFFE://cluster.local/ns/a/sa/b", IdentityError::Scheme),
             ("spiffe:///ns/a/sa/b", IdentityError::TrustDomainEmpty),
-            ("spiffe://Cluster.local/ns/a/sa/b", IdentityError::TrustDomainCharacter('C')),
-            ("spiffe://cluster.local:80/ns/a/sa/b", IdentityError::TrustDomainCharacter(':')),
-            ("spiffe://me@cluster.local/ns/a/sa/b", IdentityError::TrustDomainCharacter('@')),
-            ("spiffe://cluster.local/ns/../sa/b", IdentityError::SegmentRelative("..".into())),
-            ("spiffe://cluster.local/ns/./sa/b", IdentityError::SegmentRelative(".".into())),
+            (
+                "spiffe://Cluster.local/ns/a/sa/b",
+                IdentityError::TrustDomainCharacter('C'),
+            ),
+            (
+                "spiffe://cluster.local:80/ns/a/sa/b",
+                IdentityError::TrustDomainCharacter(':'),
+            ),
+            (
+                "spiffe://me@cluster.local/ns/a/sa/b",
+                IdentityError::TrustDomainCharacter('@'),
+            ),
+            (
+                "spiffe://cluster.local/ns/../sa/b",
+                IdentityError::SegmentRelative("..".into()),
+            ),
+            (
+                "spiffe://cluster.local/ns/./sa/b",
+                IdentityError::SegmentRelative(".".into()),
+            ),
             ("spiffe://cluster.local/ns//sa/b", IdentityError::SegmentEmpty),
             ("spiffe://cluster.local/ns/a/sa/b/", IdentityError::SegmentEmpty),
-            ("spiffe://cluster.local/ns/a%20/sa/b", IdentityError::SegmentCharacter('%')),
-            ("spiffe://cluster.local/ns/a/sa/b?x", IdentityError::SegmentCharacter('?')),
+            (
+                "spiffe://cluster.local/ns/a%20/sa/b",
+                IdentityError::SegmentCharacter('%'),
+            ),
+            (
+                "spiffe://cluster.local/ns/a/sa/b?x",
+                IdentityError::SegmentCharacter('?'),
+            ),
             ("spiffe://cluster.local/ns/a", IdentityError::PathForm),
             ("spiffe://cluster.local", IdentityError::SegmentEmpty),
         ] {
