@@ -1,1 +1,23 @@
-//! Identity: where certificates come from, when they are renewed and how peers are checked.
+//! Identity on the wire: certificates that prove who a workload is, how peers are checked, where certificates come from,
+//! and the embedded CA that signs them. Not here: the names themselves (`mesh::identity`) and the CA's service
+//! (`controller`).
+
+pub mod bundle;
+pub mod svid;
+pub mod tls;
+pub mod verify;
+
+pub use bundle::{Trust, TrustBundle};
+pub use svid::Svid;
+pub use verify::{PeerRejected, peer_id, verify_peer};
+
+/// The CA's gRPC call, generated from `proto/istio_ca.proto`.
+pub mod proto {
+    #![allow(
+        clippy::all,
+        unreachable_pub,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("istio.v1.auth");
+}

@@ -1,0 +1,206 @@
+//! A workload's certificate ready for use: the key, the chain, and the TLS configurations made from them. Not here: how
+//! it was obtained (`issuer`) and for how long it is kept (`store`).
+
+use super::{
+    bundle::{Trust, unix_time},
+    tls::{self, ALPN, ClientVerifier, ServerVerifier},
+};
+use crate::mesh::SpiffeId;
+use parking_lot::Mutex;
+use rustls::{
+    ClientConfig, ServerConfig,
+    client::{ResolvesClientCert, Resumption},
+    server::{NoServerSessionStorage, ResolvesServerCert},
+    sign::{CertifiedKey, SigningKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::CertificateDer;
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+/// Distinct peers for which a client configuration is kept; beyond it the cache starts anew.
+const MAX_CLIENT_CONFIGS: usize = 1024;
+
+/// An X.509-SVID with its private key and the trust bundle of its time. Ask the store anew for each connection: after a
+/// renewal or a new bundle the store gives another one, and the configurations of this one stay what they were.
+pub struct Svid {
+    id: SpiffeId,
+    certified: Arc<CertifiedKey>,
+    trust: Arc<Trust>,
+    serial: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    server: Arc<ServerConfig>,
+    client: ClientConfig,
+    clients: Mutex<HashMap<SpiffeId, Arc<ClientConfig>>>,
+}
+
+/// Why a chain and a key make no SVID.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidError {
+    #[error("the chain is empty")]
+    Empty,
+    #[error("the leaf certificate cannot be read")]
+    Malformed,
+    #[error("the certificate is for another key")]
+    WrongKey(#[source] rustls::Error),
+    #[error("TLS cannot be configured")]
+    Tls(#[source] rustls::Error),
+}
+
+impl Svid {
+    /// `chain` is leaf first and goes on the wire as it is; whether peers will believe it is the caller's to check.
+    ///
+    /// # Errors
+    /// No leaf, one that cannot be read or belongs to another key, or no usable TLS provider.
+    pub fn new(
+        id: SpiffeId,
+        chain: Vec<CertificateDer<'static>>,
+        key: Arc<dyn SigningKey>,
+        trust: Arc<Trust>,
+    ) -> Result<Self, SvidError> {
+        let leaf = chain.first().ok_or(SvidError::Empty)?;
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| SvidError::Malformed)?;
+        let serial = parsed.raw_serial_as_string();
+        let (not_before, not_after) = {
+            let validity = parsed.validity();
+            (
+                system_time(validity.not_before.timestamp()),
+                system_time(validity.not_after.timestamp()),
+            )
+        };
+        let certified = Arc::new(CertifiedKey::new(chain, key));
+        certified.keys_match().map_err(SvidError::WrongKey)?;
+        Self::assemble(id, certified, trust, serial, not_before, not_after)
+    }
+
+    /// The same certificate under another trust bundle.
+    ///
+    /// # Errors
+    /// No usable TLS provider.
+    pub fn under(&self, trust: Arc<Trust>) -> Result<Self, SvidError> {
+        let (id, certified, serial) = (self.id.clone(), self.certified.clone(), self.serial.clone());
+        Self::assemble(id, certified, trust, serial, self.not_before, self.not_after)
+    }
+
+    fn assemble(
+        id: SpiffeId,
+        certified: Arc<CertifiedKey>,
+        trust: Arc<Trust>,
+        serial: String,
+        not_before: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<Self, SvidError> {
+        let resolver = Arc::new(SingleCertAndKey::from(certified.clone()));
+        let server = Arc::new(server_config(trust.clone(), resolver.clone()).map_err(SvidError::Tls)?);
+        let client = client_config(trust.clone(), id.clone(), resolver).map_err(SvidError::Tls)?;
+        let clients = Mutex::default();
+        Ok(Self {
+            id,
+            certified,
+            trust,
+            serial,
+            not_before,
+            not_after,
+            server,
+            client,
+            clients,
+        })
+    }
+
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The chain as it goes on the wire: leaf, then intermediates.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.certified.cert
+    }
+
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
+    /// The leaf's serial number, colon-separated hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// For connections that were dialled to this identity's workload.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.server.clone()
+    }
+
+    /// For connections from this identity to a peer that must prove to be `expected`.
+    pub fn client_config(&self, expected: &SpiffeId) -> Arc<ClientConfig> {
+        let mut clients = self.clients.lock();
+        if let Some(config) = clients.get(expected) {
+            return config.clone();
+        }
+        if clients.len() >= MAX_CLIENT_CONFIGS {
+            clients.clear();
+        }
+        let mut config = self.client.clone();
+        let verifier = ServerVerifier {
+            trust: self.trust.clone(),
+            expected: expected.clone(),
+        };
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        let config = Arc::new(config);
+        clients.insert(expected.clone(), config.clone());
+        config
+    }
+}
+
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Svid")
+            .field("id", &self.id)
+            .field("serial", &self.serial)
+            .finish_non_exhaustive()
+    }
+}
+
+fn server_config(trust: Arc<Trust>, resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(ClientVerifier { trust }))
+        .with_cert_resolver(resolver);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
+}
+
+fn client_config(
+    trust: Arc<Trust>,
+    expected: SpiffeId,
+    resolver: Arc<dyn ResolvesClientCert>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier { trust, expected }))
+        .with_client_cert_resolver(resolver);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(config)
+}
+
+fn system_time(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(unix_time(seconds).as_secs())
+}
