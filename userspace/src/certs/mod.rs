@@ -3,11 +3,15 @@
 //! (`controller`).
 
 pub mod bundle;
+pub mod key;
+pub mod rotation;
+pub mod store;
 pub mod svid;
 pub mod tls;
 pub mod verify;
 
 pub use bundle::{Trust, TrustBundle};
+pub use store::{CertError, CertStore, CertificateSummary};
 pub use svid::Svid;
 pub use verify::{PeerRejected, peer_id, verify_peer};
 
