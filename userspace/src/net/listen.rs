@@ -197,3 +197,87 @@ pub(super) fn prefer_cubic(socket: &Socket) {
         tracing::debug!(%error, "no cubic on a local hop");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::pod_namespace, *};
+    use std::net::TcpStream;
+
+    #[test]
+    fn every_role_listens_on_both_loopback_addresses() {
+        let Some(pod) = pod_namespace("listen") else { return };
+        let listeners = listen(&pod).unwrap();
+        assert_eq!(
+            listeners.ports,
+            PodPorts {
+                outbound: 15001,
+                plaintext: 15006,
+                hbone: 15008
+            }
+        );
+        assert_eq!(listeners.moved, []);
+        for role in Role::ALL {
+            let addresses: Vec<_> = listeners
+                .of(role)
+                .iter()
+                .map(|socket| socket.local_addr().unwrap().to_string())
+                .collect();
+            let port = role.wanted_port();
+            assert_eq!(addresses, [format!("127.0.0.1:{port}"), format!("[::1]:{port}")]);
+            for socket in listeners.of(role) {
+                let socket = socket2::SockRef::from(socket);
+                assert_eq!(socket.mark().unwrap(), marks::DAEMON);
+                assert!(socket.nonblocking().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn an_application_keeps_its_ports_and_can_still_bind_any_ephemeral_one() {
+        let Some(pod) = pod_namespace("ports") else { return };
+        let _application = pod.run(|| TcpListener::bind("0.0.0.0:15008").unwrap()).unwrap();
+        let _also = pod.run(|| TcpListener::bind("[::]:15001").unwrap()).unwrap();
+        let listeners = listen(&pod).unwrap();
+        assert_eq!(
+            listeners.ports,
+            PodPorts {
+                outbound: 61000,
+                plaintext: 15006,
+                hbone: 61001
+            }
+        );
+        assert_eq!(
+            listeners.moved,
+            [
+                Moved {
+                    role: Role::Outbound,
+                    port: 61000
+                },
+                Moved {
+                    role: Role::Hbone,
+                    port: 61001
+                }
+            ]
+        );
+        pod.run(|| TcpListener::bind("0.0.0.0:50051").map(drop))
+            .unwrap()
+            .unwrap();
+    }
+
+    #[test]
+    fn accepted_sockets_do_not_delay_small_writes() {
+        let Some(pod) = pod_namespace("inherit") else { return };
+        let listeners = listen(&pod).unwrap();
+        let listener = &listeners.outbound[0];
+        let _client = pod
+            .run(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap())
+            .unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(accepted.nodelay().unwrap());
+        let accepted = socket2::SockRef::from(&accepted);
+        assert_eq!(accepted.mark().unwrap(), marks::DAEMON);
+        assert!(accepted.reuse_address().unwrap());
+        assert!(accepted.tcp_congestion().unwrap().starts_with(b"cubic"));
+    }
+}

@@ -6,6 +6,8 @@ mod listen;
 pub mod marks;
 mod namespace;
 mod options;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use dial::{DialError, abort, deliver, dial_mesh, dial_plain};
 pub use listen::{ListenError, Moved, PodListeners, PodPorts, Role, listen};

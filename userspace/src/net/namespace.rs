@@ -186,3 +186,63 @@ impl std::fmt::Debug for Namespace {
         write!(f, "netns {} (cookie {})", self.0.inode.1, self.0.cookie)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::pod_namespace, *};
+
+    fn here() -> u64 {
+        std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
+    }
+
+    #[test]
+    fn a_visit_ends_where_it_began_even_if_it_panics_or_nests() {
+        let (Some(a), Some(b)) = (pod_namespace("visit"), pod_namespace("visit")) else {
+            return;
+        };
+        let home = here();
+        let inside = a
+            .run(|| {
+                let inside = here();
+                assert_eq!(b.run(here).unwrap(), b.inode().1);
+                assert_eq!(here(), inside, "back from the inner visit");
+                inside
+            })
+            .unwrap();
+        assert_eq!(inside, a.inode().1);
+        assert_eq!(here(), home);
+        let visit = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| a.run(|| panic!("in the pod"))));
+        assert!(visit.is_err());
+        assert_eq!(here(), home);
+    }
+
+    #[test]
+    fn cookies_tell_namespaces_apart() {
+        let (Some(a), Some(b)) = (pod_namespace("cookies"), pod_namespace("cookies")) else {
+            return;
+        };
+        assert_ne!(a.cookie(), b.cookie());
+        assert_ne!(a.cookie(), 0);
+        assert_eq!(a.run(|| Namespace::current().unwrap().cookie()).unwrap(), a.cookie());
+    }
+
+    #[test]
+    fn a_path_that_is_no_namespace_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(
+            Namespace::open(file.path()),
+            Err(NamespaceError::NotANamespace { .. })
+        ));
+        assert!(matches!(
+            Namespace::open(Path::new("/run/netns/no-such")),
+            Err(NamespaceError::Gone { .. })
+        ));
+        if nix::unistd::geteuid().is_root() {
+            let mount = Path::new("/proc/self/ns/uts");
+            assert!(matches!(
+                Namespace::open(mount),
+                Err(NamespaceError::NotANamespace { .. })
+            ));
+        }
+    }
+}
