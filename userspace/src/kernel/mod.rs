@@ -2,6 +2,8 @@
 
 mod netlink;
 pub mod routes;
+pub mod sockets;
 pub mod sysctls;
+pub mod watch;
 
 pub use netlink::NetlinkError;

@@ -19,7 +19,7 @@ use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use std::net::IpAddr;
 
 /// Names what is ours in the output of `ip rule` and `ip route`: nothing else is ever removed.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(87);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(87);
 const REFUSE_TABLE: u32 = 15_113;
 const TURN_TABLE: u32 = 15_110;
 const LOOPBACK_INDEX: u32 = 1;
@@ -174,7 +174,7 @@ impl Routes {
     pub fn remove(&mut self) -> Result<(), NetlinkError> {
         for family in self.families.clone() {
             for rule in self.rules(family)? {
-                if [REFUSE_RULE, TURN_RULE].iter().any(|ours| is_ours(&rule, *ours)) {
+                if is_rule_of_ours(&rule) {
                     self.delete("remove a routing rule", RouteNetlinkMessage::DelRule(rule))?;
                 }
             }
@@ -248,6 +248,11 @@ fn rule_message(family: Family, rule: Rule) -> RuleMessage {
         RuleAttribute::Protocol(PROTOCOL),
     ];
     message
+}
+
+/// True for a rule that `install` makes.
+pub(super) fn is_rule_of_ours(message: &RuleMessage) -> bool {
+    [REFUSE_RULE, TURN_RULE].into_iter().any(|rule| is_ours(message, rule))
 }
 
 fn is_ours(message: &RuleMessage, rule: Rule) -> bool {

@@ -8,33 +8,20 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
 };
 
-/// What arrives at a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// Steered connections of the pod's applications.
-    Outbound,
-    /// Plaintext for the pod, from outside the mesh.
-    Plaintext,
-    /// HBONE for the pod.
-    Hbone,
+pub use warren_common::Role;
+
+/// The port that Istio's users know to keep free.
+const fn wanted_port(role: Role) -> u16 {
+    match role {
+        Role::Outbound => 15001,
+        Role::Plaintext => 15006,
+        Role::Hbone => 15008,
+    }
 }
 
-impl Role {
-    pub const ALL: [Self; 3] = [Self::Outbound, Self::Plaintext, Self::Hbone];
-
-    /// The port that Istio's users know to keep free.
-    pub const fn wanted_port(self) -> u16 {
-        match self {
-            Self::Outbound => 15001,
-            Self::Plaintext => 15006,
-            Self::Hbone => 15008,
-        }
-    }
-
-    /// True if the peer is an application of the pod, over `lo`: pacing and congestion control only cost there.
-    const fn is_local_hop(self) -> bool {
-        matches!(self, Self::Outbound)
-    }
+/// True if the peer is an application of the pod, over `lo`: pacing and congestion control only cost there.
+const fn is_local_hop(role: Role) -> bool {
+    matches!(role, Role::Outbound)
 }
 
 /// The ports the listeners got, the same for both families.
@@ -99,7 +86,7 @@ pub fn listen(namespace: &Namespace) -> Result<PodListeners, ListenError> {
         let mut moved = Vec::new();
         let mut open = |role| {
             let (sockets, port) = open_role(role)?;
-            if port != role.wanted_port() {
+            if port != wanted_port(role) {
                 moved.push(Moved { role, port });
             }
             Ok::<_, ListenError>((sockets, port))
@@ -128,7 +115,7 @@ fn open_role(role: Role) -> Result<(Vec<TcpListener>, u16), ListenError> {
     let free = (high.saturating_add(1)..=u16::MAX)
         .filter(|port| *port > high)
         .chain((1024..low).rev());
-    for port in std::iter::once(role.wanted_port()).chain(free) {
+    for port in std::iter::once(wanted_port(role)).chain(free) {
         match open_pair(role, port) {
             Ok(sockets) => return Ok((sockets, port)),
             Err((_, source)) if source.kind() == io::ErrorKind::AddrInUse => {}
@@ -137,7 +124,7 @@ fn open_role(role: Role) -> Result<(Vec<TcpListener>, u16), ListenError> {
     }
     Err(ListenError::NoFreePort {
         role,
-        wanted: role.wanted_port(),
+        wanted: wanted_port(role),
         low,
         high,
     })
@@ -179,7 +166,7 @@ fn open_one(role: Role, address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_tcp_nodelay(true)?;
-    if role.is_local_hop() {
+    if is_local_hop(role) {
         prefer_cubic(&socket);
     }
     socket.bind(&address.into())?;
@@ -222,7 +209,7 @@ mod tests {
                 .iter()
                 .map(|socket| socket.local_addr().unwrap().to_string())
                 .collect();
-            let port = role.wanted_port();
+            let port = wanted_port(role);
             assert_eq!(addresses, [format!("127.0.0.1:{port}"), format!("[::1]:{port}")]);
             for socket in listeners.of(role) {
                 let socket = socket2::SockRef::from(socket);

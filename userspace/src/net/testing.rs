@@ -2,7 +2,10 @@
 
 use super::Namespace;
 use nix::sched::{CloneFlags, unshare};
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 /// A fresh namespace with `lo` up and, on a veth that leads nowhere, 10.9.0.1/24 and fd09::1/64.
 pub(crate) fn pod_namespace(test: &str) -> Option<Namespace> {
@@ -30,6 +33,13 @@ pub(crate) fn pod_namespace(test: &str) -> Option<Namespace> {
         "-6 route add default via fd09::fe",
     ] {
         ip(&namespace, command);
+    }
+    // The kernel tells the routing of a link that is up a moment later.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for wanted in ["local fd09::1 dev eth0", "ff00::/8 dev wire"] {
+        while !ip(&namespace, "-6 route show table local").contains(wanted) {
+            assert!(Instant::now() < deadline, "no {wanted}");
+        }
     }
     Some(namespace)
 }
