@@ -1,1 +1,40 @@
-//! Keeps the kernel in agreement with the pods that should be captured.
+//! Keeps the kernel in agreement with the pods that should be captured: what to do is decided by pure functions (`plan`,
+//! `tables`), done step by step (`pod`), and kept going by one task (`reconcile`). It does not serve connections: whoever
+//! reads the events does.
+
+mod plan;
+mod pod;
+mod reconcile;
+mod tables;
+
+use crate::{
+    mesh::WorkloadUid,
+    net::{Namespace, PodListeners},
+};
+use std::sync::Arc;
+
+pub use plan::{Actual, Step, Wanted, plan};
+pub use pod::CaptureError;
+pub use reconcile::{CaptureSettings, reconcile};
+
+/// A pod whose connections reach these listeners from now on.
+#[derive(Debug)]
+pub struct CapturedPod {
+    pub workload: WorkloadUid,
+    pub namespace: Namespace,
+    pub listeners: PodListeners,
+}
+
+/// What becomes of the node's pods, in the order in which it happens.
+#[derive(Debug)]
+pub enum CaptureEvent {
+    Captured(CapturedPod),
+    /// New connections are left alone; those that are open end by themselves, or are ended by the kernel soon.
+    Released(WorkloadUid),
+    /// It is tried again, later each time.
+    Failed {
+        workload: WorkloadUid,
+        error: Arc<CaptureError>,
+        attempts: u32,
+    },
+}

@@ -1,0 +1,335 @@
+//! One pod, step by step: into the mesh in the order in which no packet can go astray, and out of it in reverse. Each
+//! function blocks for its system calls.
+
+use super::plan::Wanted;
+use crate::{
+    kernel::{
+        AttachError, Kernel, MapError, NetlinkError, PodNumber, PodPolicy,
+        routes::Routes,
+        sockets,
+        sysctls::{self, Before, SysctlError},
+        watch::{self, Watch},
+    },
+    mesh::WorkloadUid,
+    net::{self, ListenError, Namespace, NamespaceError, PodListeners},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+/// Why a pod could not be captured, kept up to date or released, by step.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error("its namespace is the node's own")]
+    NodeNamespace,
+    #[error("its namespace is that of {other}")]
+    SharedNamespace { other: WorkloadUid },
+    #[error("none of its addresses is in its namespace")]
+    ForeignNamespace,
+    #[error("it forwards packets for others, which would bypass the mesh")]
+    Forwards,
+    #[error("the kernel's tables cannot hold the cluster")]
+    Tables { source: Arc<MapError> },
+    #[error("no room for another pod")]
+    Number { source: MapError },
+    #[error("cannot open its listeners")]
+    Listen { source: ListenError },
+    #[error("cannot set up its sysctls")]
+    Sysctls { source: SysctlError },
+    #[error("cannot set up its routing")]
+    Routes { source: NetlinkError },
+    #[error("cannot watch its interfaces and addresses")]
+    Watch { source: NetlinkError },
+    #[error("cannot attach its programs")]
+    Attach { source: AttachError },
+    #[error("cannot write its settings")]
+    Settings { source: MapError },
+    #[error("cannot switch its steering")]
+    Steer { source: MapError },
+    #[error("cannot end its connections")]
+    Sockets { source: NetlinkError },
+    #[error("the step did not finish")]
+    Interrupted,
+}
+
+impl CaptureError {
+    /// One word, for metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "namespace",
+            Self::NodeNamespace => "node-namespace",
+            Self::SharedNamespace { .. } => "shared-namespace",
+            Self::ForeignNamespace => "foreign-namespace",
+            Self::Forwards => "forwards",
+            Self::Tables { .. } => "tables-full",
+            Self::Number { .. } => "no-room",
+            Self::Listen { .. } => "listen",
+            Self::Sysctls { .. } => "sysctls",
+            Self::Routes { .. } => "routes",
+            Self::Watch { .. } => "watch",
+            Self::Attach { .. } => "attach",
+            Self::Settings { .. } => "settings",
+            Self::Steer { .. } => "steer",
+            Self::Sockets { .. } => "sockets",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// Which pod has which namespace, by cookie: two pods that name one namespace would take each other's place.
+pub(super) type Claims = Arc<Mutex<HashMap<u64, WorkloadUid>>>;
+
+struct Claim {
+    claims: Claims,
+    cookie: u64,
+}
+
+impl Claim {
+    fn take(claims: &Claims, cookie: u64, workload: &WorkloadUid) -> Result<Self, CaptureError> {
+        match claims.lock().entry(cookie) {
+            std::collections::hash_map::Entry::Occupied(other) => Err(CaptureError::SharedNamespace {
+                other: other.get().clone(),
+            }),
+            std::collections::hash_map::Entry::Vacant(free) => {
+                free.insert(workload.clone());
+                Ok(Self {
+                    claims: Arc::clone(claims),
+                    cookie,
+                })
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.claims.lock().remove(&self.cookie);
+    }
+}
+
+/// What is common to all pods of the node.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) namespace: Namespace,
+    pub(super) claims: Claims,
+}
+
+/// A captured pod.
+pub(super) struct Pod {
+    pub(super) workload: WorkloadUid,
+    pub(super) namespace: Namespace,
+    pub(super) path: PathBuf,
+    number: PodNumber,
+    addresses: Vec<IpAddr>,
+    before: Before,
+    _claim: Claim,
+}
+
+/// Captures a pod, or takes it over from an earlier daemon without a gap. On an error nothing of it remains, unless it
+/// was captured before: then it stays so, and its connections are refused.
+pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners, Watch), CaptureError> {
+    let namespace = Namespace::open(&wanted.netns)?;
+    if namespace.inode() == node.namespace.inode() {
+        return Err(CaptureError::NodeNamespace);
+    }
+    let claim = Claim::take(&node.claims, namespace.cookie(), &wanted.workload)?;
+    let is_adopted = node
+        .kernel
+        .adopted_pods()
+        .iter()
+        .any(|pod| pod.cookie == namespace.cookie());
+    if !is_adopted {
+        may_be_captured(&namespace, &wanted.addresses)?;
+    }
+    let number = node
+        .kernel
+        .number_for(namespace.cookie())
+        .map_err(|source| CaptureError::Number { source })?;
+    let mut pod = Pod {
+        workload: wanted.workload.clone(),
+        namespace,
+        path: wanted.netns.clone(),
+        number,
+        addresses: wanted.addresses.clone(),
+        before: Before::from_bits(0),
+        _claim: claim,
+    };
+    match install(node, &mut pod, &wanted.policy) {
+        Ok((listeners, watch)) => Ok((pod, listeners, watch)),
+        Err(error) => {
+            if !is_adopted {
+                undo(node, &pod);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn may_be_captured(namespace: &Namespace, pod_addresses: &[IpAddr]) -> Result<(), CaptureError> {
+    if sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })? {
+        return Err(CaptureError::Forwards);
+    }
+    let own = watch::addresses(namespace).map_err(|source| CaptureError::Watch { source })?;
+    if pod_addresses.iter().any(|address| own.contains(address)) {
+        Ok(())
+    } else {
+        Err(CaptureError::ForeignNamespace)
+    }
+}
+
+/// Listeners, sysctls, rules and routes, settings, programs, and steering last: no connection is turned round before
+/// somebody is there to take it.
+fn install(node: &Node, pod: &mut Pod, policy: &PodPolicy) -> Result<(PodListeners, Watch), CaptureError> {
+    let kernel = &node.kernel;
+    // Before anything is read, so that no change is missed.
+    let watch = Watch::open(&pod.namespace).map_err(|source| CaptureError::Watch { source })?;
+    let listeners = net::listen(&pod.namespace).map_err(|source| CaptureError::Listen { source })?;
+
+    let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
+    pod.before = switch_sysctls(&pod.namespace, &mut routes)?;
+    routes
+        .install(&pod.addresses)
+        .map_err(|source| CaptureError::Routes { source })?;
+
+    kernel
+        .set_policy(pod.number, policy)
+        .map_err(|source| CaptureError::Settings { source })?;
+    set_own_addresses(node, pod)?;
+    kernel
+        .set_listeners(pod.number, &listeners)
+        .map_err(|source| CaptureError::Settings { source })?;
+    kernel
+        .attach_pod(pod.number, &pod.namespace)
+        .map_err(|source| CaptureError::Attach { source })?;
+    kernel
+        .steer(pod.number, pod.namespace.cookie())
+        .map_err(|source| CaptureError::Steer { source })?;
+    Ok((listeners, watch))
+}
+
+/// What the sysctls were is noted in the namespace before they change, so that whoever releases the pod knows it.
+fn switch_sysctls(namespace: &Namespace, routes: &mut Routes) -> Result<Before, CaptureError> {
+    let noted = routes.note().map_err(|source| CaptureError::Routes { source })?;
+    let before = match noted {
+        Some(bits) => Before::from_bits(bits),
+        None => sysctls::read(namespace).map_err(|source| CaptureError::Sysctls { source })?,
+    };
+    routes
+        .install_note(before.to_bits())
+        .map_err(|source| CaptureError::Routes { source })?;
+    sysctls::switch_on(namespace).map_err(|source| CaptureError::Sysctls { source })?;
+    Ok(before)
+}
+
+fn set_own_addresses(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    let mut addresses: BTreeSet<_> = watch::addresses(&pod.namespace)
+        .map_err(|source| CaptureError::Watch { source })?
+        .into_iter()
+        .collect();
+    addresses.extend(&pod.addresses);
+    node.kernel
+        .set_addresses(pod.number, &addresses)
+        .map_err(|source| CaptureError::Settings { source })
+}
+
+pub(super) fn set_policy(node: &Node, pod: &Pod, policy: &PodPolicy) -> Result<(), CaptureError> {
+    node.kernel
+        .set_policy(pod.number, policy)
+        .map_err(|source| CaptureError::Settings { source })
+}
+
+/// Brings what depends on the namespace up to date: rules and routes that somebody removed, new interfaces, addresses.
+pub(super) fn refresh(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
+    if !routes
+        .are_complete()
+        .map_err(|source| CaptureError::Routes { source })?
+    {
+        tracing::warn!(workload = %pod.workload, "somebody removed the pod's rules or routes, they are put back");
+        routes
+            .install_note(pod.before.to_bits())
+            .map_err(|source| CaptureError::Routes { source })?;
+        routes
+            .install(&pod.addresses)
+            .map_err(|source| CaptureError::Routes { source })?;
+    }
+    for link in watch::links(&pod.namespace).map_err(|source| CaptureError::Watch { source })? {
+        node.kernel
+            .guard_interface(pod.number, &pod.namespace, &link.name)
+            .map_err(|source| CaptureError::Attach { source })?;
+    }
+    set_own_addresses(node, pod)
+}
+
+/// The first step out: new connections are left alone.
+pub(super) fn stop_steering(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    node.kernel
+        .stop_steering(pod.number)
+        .map_err(|source| CaptureError::Steer { source })
+}
+
+/// How many connections still depend on the pod's rules.
+pub(super) fn count_steered(pod: &Pod) -> Result<usize, CaptureError> {
+    sockets::count_marked(&pod.namespace).map_err(|source| CaptureError::Sockets { source })
+}
+
+/// The last steps out: ends what has not drained, then removes rules, routes and programs. Tries every step, and gives
+/// back the first error.
+pub(super) fn remove(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    let ended = sockets::destroy_marked(&pod.namespace).map_err(|source| CaptureError::Sockets { source });
+    if let Ok(count @ 1..) = ended {
+        tracing::info!(workload = %pod.workload, count, "open connections of a released pod were ended");
+    }
+    // Should they not end, the guard would drop what they send; without it that would go out in the clear.
+    ended?;
+    let routes = Routes::open(&pod.namespace)
+        .and_then(|mut routes| routes.remove())
+        .map_err(|source| CaptureError::Routes { source });
+    let sysctls = sysctls::put_back(&pod.namespace, pod.before).map_err(|source| CaptureError::Sysctls { source });
+    let programs = node
+        .kernel
+        .detach_pod(pod.number, Some(&pod.namespace))
+        .map_err(|source| CaptureError::Attach { source });
+    routes.and(sysctls).and(programs)
+}
+
+/// After a capture that failed half-way. What cannot be undone is reported and left: the next attempt finds it.
+fn undo(node: &Node, pod: &Pod) {
+    for error in [stop_steering(node, pod), remove(node, pod)]
+        .into_iter()
+        .filter_map(Result::err)
+    {
+        tracing::warn!(workload = %pod.workload, error = &error as &dyn std::error::Error, "cannot undo a failed capture");
+    }
+}
+
+/// A pod of an earlier daemon which is not wanted any more, as far as it can still be found.
+pub(super) fn abandoned(
+    node: &Node,
+    number: PodNumber,
+    workload: WorkloadUid,
+    namespace: Namespace,
+    path: PathBuf,
+) -> Result<Pod, CaptureError> {
+    let claim = Claim::take(&node.claims, namespace.cookie(), &workload)?;
+    let noted = Routes::open(&namespace)
+        .and_then(|mut routes| routes.note())
+        .map_err(|source| CaptureError::Routes { source })?;
+    let before = Before::from_bits(noted.unwrap_or(0));
+    Ok(Pod {
+        workload,
+        namespace,
+        path,
+        number,
+        addresses: Vec::new(),
+        before,
+        _claim: claim,
+    })
+}
