@@ -167,7 +167,10 @@ impl Shutdown {
         let tasks = self.tasks();
         warn!(?tasks, "the drain deadline has passed: cutting");
         self.inner.cut.cancel();
-        if tokio::time::timeout(CUT_GRACE, self.inner.tracker.wait()).await.is_err() {
+        if tokio::time::timeout(CUT_GRACE, self.inner.tracker.wait())
+            .await
+            .is_err()
+        {
             error!(tasks = ?self.tasks(), "tasks did not end when cut");
         }
         Drained::Cut { tasks }
@@ -176,7 +179,11 @@ impl Shutdown {
     /// Running tasks by name, in the order in which the names were first used; names without a running task are left out.
     pub fn tasks(&self) -> Vec<(&'static str, usize)> {
         let names = self.inner.names.read();
-        names.iter().map(|n| (n.name, n.running.load(Ordering::Relaxed))).filter(|(_, running)| *running > 0).collect()
+        names
+            .iter()
+            .map(|n| (n.name, n.running.load(Ordering::Relaxed)))
+            .filter(|(_, running)| *running > 0)
+            .collect()
     }
 
     /// How many tasks have panicked.
@@ -192,7 +199,10 @@ impl Shutdown {
             if let Some(named) = names.iter().find(|n| n.name == name) {
                 return Arc::clone(named);
             }
-            let named = Arc::new(Named { name, running: AtomicUsize::new(0) });
+            let named = Arc::new(Named {
+                name,
+                running: AtomicUsize::new(0),
+            });
             names.push(Arc::clone(&named));
             named
         });
@@ -205,7 +215,9 @@ impl Inner {
     fn note_panic(&self, task: &'static str, panic: &(dyn Any + Send)) {
         self.panics.fetch_add(1, Ordering::Relaxed);
         let text = panic.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
+        let text = text
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no text");
         error!(task, panic = text, "a task panicked");
     }
 }
@@ -254,7 +266,12 @@ mod tests {
         shutdown.spawn("polite", shutdown.draining());
         let begin = tokio::time::Instant::now();
         let drained = shutdown.drain(LONG).await;
-        assert_eq!(drained, Drained::Cut { tasks: vec![("stubborn", 1)] });
+        assert_eq!(
+            drained,
+            Drained::Cut {
+                tasks: vec![("stubborn", 1)]
+            }
+        );
         assert_eq!(begin.elapsed(), LONG, "once cut, it ended at once");
     }
 

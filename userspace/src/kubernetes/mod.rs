@@ -1,1 +1,16 @@
-//! Kubernetes objects as the source of desired state.
+//! Kubernetes objects as the source of desired state: what is read of them, the index that turns them into snapshots, and
+//! the sources they come from. Not here: writing anything back.
+
+pub mod enrolment;
+mod field;
+pub mod index;
+pub mod manifests;
+pub mod objects;
+mod policies;
+pub mod problem;
+pub mod publish;
+
+pub use index::{Index, IndexSettings, Source};
+pub use objects::{Kind, ObjectRef};
+pub use problem::{Finding, Flaw, Origin, Problem};
+pub use publish::Published;

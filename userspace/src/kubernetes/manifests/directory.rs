@@ -1,0 +1,560 @@
+//! The files of the directory and the objects they hold. A file that is broken, empty, unreadable or just being written
+//! keeps the objects it held. Time is an argument.
+
+use super::document::{self, Content, Document};
+use crate::kubernetes::{
+    enrolment::NETNS,
+    index::Index,
+    objects::{Kind, ObjectRef},
+    problem::{Finding, Flaw, Origin, Problem},
+};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// A file that changed less than this ago may still be changing: the event that says so can be on its way.
+const FRESH: Duration = Duration::from_millis(20);
+/// How long the objects of a vanished file stay where one of them restricts: some editors move a file away and write it anew.
+const GONE: Duration = Duration::from_millis(500);
+const MAX_FILE: u64 = 16 << 20;
+const MAX_DEPTH: usize = 32;
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) monotonic: Instant,
+    pub(super) wall: SystemTime,
+}
+
+/// How much to look at.
+#[derive(Debug)]
+pub(super) enum Scope {
+    /// Everything, and take each file as it is: there is nothing yet that could be kept instead.
+    First,
+    All,
+    Paths(BTreeSet<PathBuf>),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) problems_changed: bool,
+    pub(super) look_again: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Directory {
+    root: PathBuf,
+    node_name: Option<Arc<str>>,
+    files: BTreeMap<Arc<PathBuf>, File>,
+    /// Who defines an object, by file, document and place in it; the first legible one counts.
+    claims: HashMap<ObjectRef, BTreeMap<Place, Claim>>,
+    /// What the index was told.
+    applied: HashMap<ObjectRef, Option<Arc<Value>>>,
+    /// Network namespaces of this node's pods, and whether they are there.
+    namespaces: BTreeMap<ObjectRef, (PathBuf, bool)>,
+    unlisted: BTreeMap<PathBuf, String>,
+    problems: BTreeMap<ProblemKey, Vec<Problem>>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    holds: BTreeSet<(ObjectRef, Place)>,
+    gone_since: Option<Instant>,
+}
+
+type Place = (Arc<PathBuf>, usize, usize);
+
+#[derive(Debug)]
+struct Claim {
+    line: usize,
+    /// `None` for a policy that cannot be read.
+    value: Option<Arc<Value>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum ProblemKey {
+    File(Arc<PathBuf>),
+    Twice(ObjectRef),
+    Netns(ObjectRef),
+    Unlisted(PathBuf),
+}
+
+/// What changes when a file changes. The change time is the kernel's own, `cp -p` does not set it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// A manifest by its name; hidden files are none (`..data` of a ConfigMap mount, an editor's swap file).
+pub(super) fn is_manifest_name(path: &Path) -> bool {
+    let hidden = path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
+}
+
+impl Directory {
+    pub(super) fn new(root: PathBuf, node_name: Option<Arc<str>>) -> Self {
+        Self {
+            root,
+            node_name,
+            files: BTreeMap::new(),
+            claims: HashMap::new(),
+            applied: HashMap::new(),
+            namespaces: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            problems: BTreeMap::new(),
+        }
+    }
+
+    /// Brings the index up to date with the files in `scope`. `is_being_written` knows who has a file open for writing.
+    pub(super) fn scan(
+        &mut self,
+        scope: Scope,
+        now: Now,
+        index: &mut Index,
+        is_being_written: &dyn Fn(&Path) -> bool,
+    ) -> Outcome {
+        let mut scan = Scan {
+            now,
+            first: matches!(scope, Scope::First),
+            touched: BTreeSet::new(),
+            outcome: Outcome::default(),
+        };
+        match scope {
+            Scope::First | Scope::All => {
+                let listed = self.list(&mut scan);
+                let known: Vec<Arc<PathBuf>> = self.files.keys().cloned().collect();
+                for path in known {
+                    let kept = self.unlisted.keys().any(|folder| path.starts_with(folder));
+                    if !listed.contains_key(&*path) && !kept {
+                        self.vanished(&path, &mut scan);
+                    }
+                }
+                for (path, stamp) in listed {
+                    self.seen(&Arc::new(path), stamp, is_being_written, &mut scan);
+                }
+            }
+            Scope::Paths(paths) => {
+                for path in paths {
+                    let path = Arc::new(path);
+                    match fs::metadata(&*path) {
+                        Ok(metadata) if metadata.is_file() => {
+                            self.seen(&path, Stamp::of(&metadata), is_being_written, &mut scan);
+                        }
+                        Ok(_) => {}
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => self.vanished(&path, &mut scan),
+                        Err(error) => self.unreadable(&path, &error, &mut scan),
+                    }
+                }
+            }
+        }
+        self.look_for_namespaces(&mut scan);
+        for object in std::mem::take(&mut scan.touched) {
+            self.tell(&object, index, &mut scan);
+        }
+        scan.outcome
+    }
+
+    pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.values().flatten()
+    }
+
+    pub(super) fn origin(&self, object: &ObjectRef) -> Option<Origin> {
+        let (place, claim) = self.winner(self.claims.get(object)?)?;
+        Some(Origin {
+            file: Arc::clone(&place.0),
+            document: place.1,
+            line: Some(claim.line),
+        })
+    }
+
+    /// The folders in which this node's network namespaces lie.
+    pub(super) fn namespace_folders(&self) -> impl Iterator<Item = &Path> {
+        self.namespaces.values().filter_map(|(path, _)| path.parent())
+    }
+
+    /// Every manifest below the root. Folders that cannot be listed are noted, and what they held stays.
+    fn list(&mut self, scan: &mut Scan) -> BTreeMap<PathBuf, Stamp> {
+        let mut listed = BTreeMap::new();
+        let mut unlisted = BTreeMap::new();
+        let mut folders = vec![(self.root.clone(), 0)];
+        let mut been = BTreeSet::new();
+        while let Some((folder, depth)) = folders.pop() {
+            let entries = fs::metadata(&folder).and_then(|metadata| {
+                // A link that leads back up would never end.
+                let new = been.insert((metadata.dev(), metadata.ino()));
+                if new { fs::read_dir(&folder).map(Some) } else { Ok(None) }
+            });
+            let entries = match entries {
+                Ok(entries) => entries,
+                Err(error) => {
+                    unlisted.insert(folder, error.to_string());
+                    continue;
+                }
+            };
+            for entry in entries.into_iter().flatten().flatten() {
+                let path = entry.path();
+                if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
+                match fs::metadata(&path) {
+                    Ok(metadata) if metadata.is_dir() && depth < MAX_DEPTH => folders.push((path, depth + 1)),
+                    Ok(metadata) if metadata.is_file() && is_manifest_name(&path) => {
+                        listed.insert(path, Stamp::of(&metadata));
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        unlisted.insert(path, error.to_string());
+                    }
+                }
+            }
+        }
+        if unlisted != self.unlisted {
+            scan.outcome.problems_changed = true;
+            self.problems.retain(|key, _| !matches!(key, ProblemKey::Unlisted(_)));
+            for (path, error) in &unlisted {
+                let problem = file_problem(&Arc::new(path.clone()), Flaw::FileUnreadable(error.clone()));
+                self.problems.insert(ProblemKey::Unlisted(path.clone()), vec![problem]);
+            }
+            self.unlisted = unlisted;
+        }
+        listed
+    }
+
+    fn seen(&mut self, path: &Arc<PathBuf>, stamp: Stamp, is_being_written: &dyn Fn(&Path) -> bool, scan: &mut Scan) {
+        let known = self.files.get_mut(path);
+        if let Some(file) = known {
+            file.gone_since = None;
+            if file.stamp == Some(stamp) {
+                return;
+            }
+        }
+        if !scan.first && (is_being_written(path) || stamp.age(scan.now.wall).is_some_and(|age| age < FRESH)) {
+            scan.look_again_in(FRESH);
+            return;
+        }
+        if stamp.bytes > MAX_FILE {
+            let flaw = Flaw::FileTooLarge {
+                bytes: stamp.bytes,
+                limit: MAX_FILE,
+            };
+            self.files.entry(Arc::clone(path)).or_default().stamp = Some(stamp);
+            self.set_problems(ProblemKey::File(Arc::clone(path)), vec![file_problem(path, flaw)], scan);
+            return;
+        }
+        let bytes = match fs::read(&**path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.vanished(path, scan),
+            Err(error) => return self.unreadable(path, &error, scan),
+        };
+        let after = fs::metadata(&**path).map(|metadata| Stamp::of(&metadata));
+        if !scan.first && (after.ok() != Some(stamp) || is_being_written(path)) {
+            scan.look_again_in(FRESH);
+            return;
+        }
+        self.files.entry(Arc::clone(path)).or_default().stamp = Some(stamp);
+        self.take_in(path, &bytes, scan);
+    }
+
+    fn unreadable(&mut self, path: &Arc<PathBuf>, error: &io::Error, scan: &mut Scan) {
+        let problem = file_problem(path, Flaw::FileUnreadable(error.to_string()));
+        // Without a stamp it is tried again at the next look.
+        self.files.entry(Arc::clone(path)).or_default().stamp = None;
+        self.set_problems(ProblemKey::File(Arc::clone(path)), vec![problem], scan);
+    }
+
+    fn vanished(&mut self, path: &Arc<PathBuf>, scan: &mut Scan) {
+        let Some(file) = self.files.get_mut(path) else { return };
+        let since = *file.gone_since.get_or_insert(scan.now.monotonic);
+        let left = GONE.saturating_sub(scan.now.monotonic.duration_since(since));
+        if !left.is_zero() && file.holds.iter().any(|(object, _)| object.kind.restricts()) {
+            scan.look_again_in(left);
+            return;
+        }
+        for (object, place) in std::mem::take(&mut file.holds) {
+            self.disclaim(&object, &place);
+            scan.touched.insert(object);
+        }
+        self.files.remove(path);
+        self.set_problems(ProblemKey::File(Arc::clone(path)), Vec::new(), scan);
+    }
+
+    /// What a file's bytes say takes the place of what they said before.
+    fn take_in(&mut self, path: &Arc<PathBuf>, bytes: &[u8], scan: &mut Scan) {
+        let held = self
+            .files
+            .get_mut(path)
+            .map(|file| std::mem::take(&mut file.holds))
+            .unwrap_or_default();
+        let mut problems = Vec::new();
+        let documents = match std::str::from_utf8(bytes) {
+            Ok(text) => document::parse(text, path.extension().is_some_and(|extension| extension == "json")),
+            Err(_) => document::not_text(bytes),
+        };
+        // No bytes at all are the first half of a rewrite, or an accident; whoever means it deletes the file.
+        let is_empty = bytes.iter().all(u8::is_ascii_whitespace) && !held.is_empty();
+        if is_empty {
+            problems.push(file_problem(path, Flaw::FileEmpty));
+        }
+        let is_broken = is_empty
+            || documents
+                .iter()
+                .any(|document| matches!(document.content, Content::Broken { .. }));
+        let mut holds: BTreeSet<(ObjectRef, Place)> = BTreeSet::new();
+        let mut new: Vec<(ObjectRef, Place, Claim)> = Vec::new();
+        let mut misnamed: BTreeSet<(String, String)> = BTreeSet::new();
+        for (item, Document { number, line, content }) in documents.into_iter().enumerate() {
+            let place = (Arc::clone(path), number, item);
+            let origin = |line| {
+                Some(Origin {
+                    file: Arc::clone(path),
+                    document: number,
+                    line: Some(line),
+                })
+            };
+            match content {
+                Content::Object { object, value } => {
+                    new.push((
+                        object,
+                        place,
+                        Claim {
+                            line,
+                            value: Some(Arc::new(value)),
+                        },
+                    ));
+                }
+                Content::Broken {
+                    object,
+                    line: at,
+                    finding,
+                } => {
+                    problems.push(Problem {
+                        origin: origin(at.unwrap_or(line)),
+                        object: object.clone(),
+                        finding,
+                    });
+                    let restricts = object.filter(|object| object.kind.restricts());
+                    if let Some(object) = restricts.filter(|object| !held.iter().any(|(held, _)| held == object)) {
+                        new.push((object, place, Claim { line, value: None }));
+                    }
+                }
+                Content::Foreign { named, finding } => {
+                    problems.extend(finding.map(|finding| Problem {
+                        origin: origin(line),
+                        object: None,
+                        finding,
+                    }));
+                    misnamed.extend(named);
+                }
+            }
+        }
+        for (object, place) in held {
+            let named = (object.namespace.to_string(), object.name.to_string());
+            let rewritten = new.iter().any(|(new, _, _)| *new == object);
+            if !rewritten && (is_broken || misnamed.contains(&named)) {
+                holds.insert((object, place));
+            } else {
+                self.disclaim(&object, &place);
+                scan.touched.insert(object);
+            }
+        }
+        for (object, place, claim) in new {
+            scan.touched.insert(object.clone());
+            holds.insert((object.clone(), place.clone()));
+            self.claims.entry(object).or_default().insert(place, claim);
+        }
+        if let Some(file) = self.files.get_mut(path) {
+            file.holds = holds;
+        }
+        self.set_problems(ProblemKey::File(Arc::clone(path)), problems, scan);
+    }
+
+    fn disclaim(&mut self, object: &ObjectRef, place: &Place) {
+        if let Some(claims) = self.claims.get_mut(object) {
+            claims.remove(place);
+            if claims.is_empty() {
+                self.claims.remove(object);
+            }
+        }
+    }
+
+    /// Tells the index what an object now is.
+    fn tell(&mut self, object: &ObjectRef, index: &mut Index, scan: &mut Scan) {
+        let claims = self.claims.get(object);
+        let twice = claims.into_iter().flat_map(|claims| {
+            let first = self.winner(claims).map(|(place, _)| place);
+            let counts = first.map(|first| first.0.display().to_string()).unwrap_or_default();
+            claims
+                .iter()
+                .filter(move |(place, _)| Some(*place) != first)
+                .map(move |(place, claim)| Problem {
+                    origin: Some(Origin {
+                        file: Arc::clone(&place.0),
+                        document: place.1,
+                        line: Some(claim.line),
+                    }),
+                    object: Some(object.clone()),
+                    finding: Finding::new("", Flaw::DefinedTwice { other: counts.clone() }),
+                })
+        });
+        let twice = twice.collect();
+        let value = claims
+            .and_then(|claims| self.winner(claims))
+            .map(|(_, claim)| claim.value.clone());
+        self.set_problems(ProblemKey::Twice(object.clone()), twice, scan);
+        let value = value.filter(|value| self.namespace_is_there(object, value.as_deref(), scan));
+        match value {
+            None => {
+                if self.applied.remove(object).is_some() {
+                    index.delete(object);
+                }
+            }
+            Some(value) => {
+                if self.applied.get(object) == Some(&value) {
+                    return;
+                }
+                match &value {
+                    Some(value) => index.apply(object, value),
+                    None => index.apply_unreadable(object),
+                }
+                self.applied.insert(object.clone(), value);
+            }
+        }
+    }
+
+    /// False for a pod of this node whose network namespace is gone.
+    fn namespace_is_there(&mut self, object: &ObjectRef, value: Option<&Value>, scan: &mut Scan) -> bool {
+        let path = value.filter(|_| object.kind == Kind::Pod).and_then(|value| {
+            let node = value.pointer("/spec/nodeName").and_then(Value::as_str);
+            let is_ours = node.is_none_or(|node| self.node_name.as_deref().is_none_or(|own| own == node));
+            let path = value
+                .get("metadata")?
+                .get("annotations")?
+                .get(NETNS)?
+                .as_str()
+                .filter(|_| is_ours)?;
+            Some(PathBuf::from(path))
+        });
+        let Some(path) = path else {
+            self.namespaces.remove(object);
+            self.set_problems(ProblemKey::Netns(object.clone()), Vec::new(), scan);
+            return true;
+        };
+        let is_there = path.exists();
+        let mut problems = Vec::new();
+        if !is_there {
+            problems.push(Problem {
+                origin: self.origin(object),
+                object: Some(object.clone()),
+                finding: Finding::new(format!("metadata.annotations.{NETNS}"), Flaw::NetnsGone(path.clone())),
+            });
+        }
+        self.namespaces.insert(object.clone(), (path, is_there));
+        self.set_problems(ProblemKey::Netns(object.clone()), problems, scan);
+        is_there
+    }
+
+    /// Pods whose network namespace came or went.
+    fn look_for_namespaces(&mut self, scan: &mut Scan) {
+        let changed = self
+            .namespaces
+            .iter()
+            .filter(|(_, (path, was_there))| path.exists() != *was_there);
+        scan.touched.extend(changed.map(|(object, _)| object.clone()));
+        let gone = self
+            .namespaces
+            .keys()
+            .filter(|object| !self.claims.contains_key(*object));
+        let gone: Vec<ObjectRef> = gone.cloned().collect();
+        for object in gone {
+            self.namespaces.remove(&object);
+        }
+    }
+
+    /// Whose word counts: the first legible one's, of a file that is still there.
+    fn winner<'c>(&self, claims: &'c BTreeMap<Place, Claim>) -> Option<(&'c Place, &'c Claim)> {
+        claims
+            .iter()
+            .min_by_key(|(place, claim)| (claim.value.is_none(), self.is_going(place)))
+    }
+
+    /// True for a file that vanished and whose objects stay a little longer.
+    fn is_going(&self, place: &Place) -> bool {
+        self.files.get(&place.0).is_some_and(|file| file.gone_since.is_some())
+    }
+
+    fn set_problems(&mut self, key: ProblemKey, problems: Vec<Problem>, scan: &mut Scan) {
+        let before = if problems.is_empty() {
+            self.problems.remove(&key).unwrap_or_default()
+        } else {
+            self.problems.insert(key.clone(), problems).unwrap_or_default()
+        };
+        let now = self.problems.get(&key).map(Vec::as_slice).unwrap_or_default();
+        scan.outcome.problems_changed |= before != now;
+    }
+}
+
+/// One look at the directory.
+struct Scan {
+    now: Now,
+    first: bool,
+    touched: BTreeSet<ObjectRef>,
+    outcome: Outcome,
+}
+
+impl Scan {
+    fn look_again_in(&mut self, wait: Duration) {
+        let at = self.now.monotonic + wait;
+        let earlier = self.outcome.look_again.is_none_or(|before| at < before);
+        if earlier {
+            self.outcome.look_again = Some(at);
+        }
+    }
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// How long ago the file changed; `None` where the clock says it has not yet.
+    fn age(&self, now: SystemTime) -> Option<Duration> {
+        let (seconds, nanos) = self.changed;
+        let since_epoch = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+        now.duration_since(SystemTime::UNIX_EPOCH + since_epoch).ok()
+    }
+}
+
+fn file_problem(file: &Arc<PathBuf>, flaw: Flaw) -> Problem {
+    let origin = Origin {
+        file: Arc::clone(file),
+        document: 0,
+        line: None,
+    };
+    Problem {
+        origin: Some(origin),
+        object: None,
+        finding: Finding::new("", flaw),
+    }
+}

@@ -1,0 +1,524 @@
+//! AuthorizationPolicy and PeerAuthentication as Kubernetes holds them, read into their parsed forms. Whatever cannot be
+//! judged makes the policy stricter, never weaker, and is reported.
+
+use super::{
+    field::{Field, Findings},
+    objects::Meta,
+    problem::Flaw,
+};
+use crate::mesh::policy::{
+    AccountPattern, Action, Authorization, Condition, MutualTls, OneOf, Operation, Pattern, PeerAuth, Rule, Scope,
+    Source,
+};
+use ipnet::IpNet;
+use std::{collections::BTreeMap, sync::Arc};
+
+const DRY_RUN: &str = "istio.io/dry-run";
+const HTTP_SOURCE: [&str; 4] = [
+    "requestPrincipals",
+    "notRequestPrincipals",
+    "remoteIpBlocks",
+    "notRemoteIpBlocks",
+];
+const HTTP_OPERATION: [&str; 6] = ["hosts", "notHosts", "methods", "notMethods", "paths", "notPaths"];
+
+/// A policy as read, or what stands in for one that nobody can understand: it fails closed for what it selects.
+#[derive(Debug)]
+pub(super) enum Policy<T> {
+    Read(T),
+    StandIn(T),
+}
+
+/// Reads one AuthorizationPolicy. Never fails: see `Policy::StandIn`.
+pub(super) fn authorization(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Policy<Authorization> {
+    let spec = object.get("spec");
+    let (mut understood, action) = action(&spec, findings);
+    let scope = scope(&spec, true, findings).unwrap_or_else(|()| {
+        understood = false;
+        Scope::Namespace
+    });
+    let rules = spec.get("rules");
+    if (!spec.is_absent() && !spec.is_object()) || (!rules.is_absent() && !rules.is_list()) {
+        findings.add(
+            if spec.is_object() { &rules } else { &spec },
+            Flaw::WrongType {
+                expected: if spec.is_object() { "a list" } else { "an object" },
+            },
+        );
+        understood = false;
+    }
+    for key in spec.keys() {
+        if !["action", "selector", "targetRefs", "targetRef", "rules", "provider"].contains(&key) {
+            findings.add(&spec.get_even_null(key), Flaw::UnknownField);
+            understood = false;
+        }
+    }
+    let (namespace, name) = (Arc::clone(&meta.namespace), Arc::clone(&meta.name));
+    let dry_run = dry_run(meta, object, findings);
+    if !understood {
+        let stand_in = Authorization {
+            scope,
+            dry_run,
+            ..Authorization::unreadable(namespace, name)
+        };
+        return Policy::StandIn(match action {
+            Action::Deny => {
+                findings.add(
+                    object,
+                    Flaw::FailsClosed {
+                        consequence: "it denies everything that it may select",
+                    },
+                );
+                stand_in
+            }
+            Action::Allow => {
+                findings.add(
+                    object,
+                    Flaw::FailsClosed {
+                        consequence: "it allows nothing",
+                    },
+                );
+                Authorization {
+                    action,
+                    rules: Vec::new(),
+                    ..stand_in
+                }
+            }
+            Action::Audit | Action::Custom => Authorization {
+                action,
+                rules: Vec::new(),
+                ..stand_in
+            },
+        });
+    }
+    match action {
+        _ if scope == Scope::Waypoint => {}
+        Action::Audit => findings.add(&spec.get("action"), Flaw::NotEnforced("AUDIT")),
+        Action::Custom => findings.add(&spec.get("action"), Flaw::NotEnforced("CUSTOM")),
+        Action::Allow | Action::Deny => {}
+    }
+    let mut reader = RuleReader {
+        namespace: &meta.namespace,
+        action,
+        findings,
+    };
+    // What a waypoint enforces may well speak HTTP: nothing to report here.
+    let mut unheard = Findings::default();
+    if scope == Scope::Waypoint {
+        reader.findings = &mut unheard;
+    }
+    let rules = rules
+        .list(&mut Findings::default())
+        .iter()
+        .map(|rule| reader.rule(rule))
+        .collect();
+    Policy::Read(Authorization {
+        namespace,
+        name,
+        action,
+        scope,
+        rules,
+        dry_run,
+    })
+}
+
+/// Reads one PeerAuthentication. Never fails: see `Policy::StandIn`.
+pub(super) fn peer_authentication(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Policy<PeerAuth> {
+    let spec = object.get("spec");
+    let before = findings.0.len();
+    let scope = scope(&spec, false, findings);
+    if !spec.is_absent() && !spec.is_object() {
+        findings.add(&spec, Flaw::WrongType { expected: "an object" });
+    }
+    for key in spec
+        .keys()
+        .filter(|key| !["selector", "mtls", "portLevelMtls"].contains(key))
+    {
+        findings.add(&spec.get_even_null(key), Flaw::UnknownField);
+    }
+    let mode = mode(&spec.get("mtls"), findings);
+    let port_level = spec.get("portLevelMtls");
+    if !port_level.is_absent() && !port_level.is_object() {
+        findings.add(
+            &port_level,
+            Flaw::WrongType {
+                expected: "a map from port to mode",
+            },
+        );
+    }
+    let mut ports = BTreeMap::new();
+    for key in port_level.keys() {
+        let entry = port_level.get(key);
+        match key.parse::<u16>() {
+            Ok(port) if port > 0 => {
+                ports.insert(port, self::mode(&entry, findings));
+            }
+            Ok(_) | Err(_) => {
+                findings.add(
+                    &entry,
+                    Flaw::WrongValue {
+                        value: key.to_owned(),
+                        expected: "a port from 1 to 65535",
+                    },
+                );
+            }
+        }
+    }
+    let understood = findings.0.len() == before;
+    let (namespace, name) = (Arc::clone(&meta.namespace), Arc::clone(&meta.name));
+    let scope = match scope {
+        Ok(scope) if understood => scope,
+        scope => {
+            findings.add(
+                object,
+                Flaw::FailsClosed {
+                    consequence: "what it may select is STRICT",
+                },
+            );
+            let stand_in = PeerAuth::unreadable(namespace, name);
+            return Policy::StandIn(PeerAuth {
+                scope: scope.unwrap_or_default(),
+                created: meta.created,
+                ..stand_in
+            });
+        }
+    };
+    if !ports.is_empty() && !matches!(scope, Scope::Selector(_)) {
+        findings.add(&port_level, Flaw::NeedsSelector);
+        ports.clear();
+    }
+    Policy::Read(PeerAuth {
+        namespace,
+        name,
+        created: meta.created,
+        scope,
+        mode,
+        ports,
+        unreadable: false,
+    })
+}
+
+/// False beside an action that nobody understands, which is then DENY.
+fn action(spec: &Field<'_>, findings: &mut Findings) -> (bool, Action) {
+    let field = spec.get("action");
+    if field.is_absent() {
+        return (true, Action::Allow);
+    }
+    match field.text(findings) {
+        Some("ALLOW") => (true, Action::Allow),
+        Some("DENY") => (true, Action::Deny),
+        Some("AUDIT") => (true, Action::Audit),
+        Some("CUSTOM") => (true, Action::Custom),
+        Some(other) => {
+            let flaw = Flaw::WrongValue {
+                value: other.to_owned(),
+                expected: "ALLOW, DENY, AUDIT or CUSTOM",
+            };
+            findings.add(&field, flaw);
+            (false, Action::Deny)
+        }
+        None => (false, Action::Deny),
+    }
+}
+
+fn scope(spec: &Field<'_>, may_target: bool, findings: &mut Findings) -> Result<Scope, ()> {
+    let (selector, targets, target) = (spec.get("selector"), spec.get("targetRefs"), spec.get("targetRef"));
+    if may_target {
+        if !targets.is_absent() && !targets.is_list() {
+            findings.add(&targets, Flaw::WrongType { expected: "a list" });
+            return Err(());
+        }
+        // An empty list targets nothing in particular: as if it were not there.
+        if !target.is_absent() || !targets.list(findings).is_empty() {
+            if selector.is_absent() {
+                return Ok(Scope::Waypoint);
+            }
+            findings.add(
+                &selector,
+                Flaw::WrongType {
+                    expected: "allowed beside targetRefs",
+                },
+            );
+            return Err(());
+        }
+    }
+    if selector.is_absent() {
+        return Ok(Scope::Namespace);
+    }
+    let before = findings.0.len();
+    if !selector.is_object() {
+        findings.add(&selector, Flaw::WrongType { expected: "an object" });
+    }
+    for key in selector.keys().filter(|key| *key != "matchLabels") {
+        findings.add(&selector.get_even_null(key), Flaw::UnknownField);
+    }
+    let labels = selector.get("matchLabels").texts(findings);
+    if findings.0.len() > before {
+        return Err(());
+    }
+    Ok(if labels.is_empty() {
+        Scope::Namespace
+    } else {
+        Scope::Selector(labels)
+    })
+}
+
+fn dry_run(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> bool {
+    match meta.annotations.get(DRY_RUN).map(String::as_str) {
+        Some("true" | "True" | "TRUE" | "t" | "T" | "1") => true,
+        None | Some("false" | "False" | "FALSE" | "f" | "F" | "0") => false,
+        Some(other) => {
+            let flaw = Flaw::WrongValue {
+                value: other.to_owned(),
+                expected: "\"true\" or \"false\"",
+            };
+            findings.add(&object.get("metadata").get("annotations").get(DRY_RUN), flaw);
+            false
+        }
+    }
+}
+
+/// `None` is UNSET; what cannot be read is UNSET and reported.
+fn mode(mtls: &Field<'_>, findings: &mut Findings) -> Option<MutualTls> {
+    if !mtls.is_absent() && !mtls.is_object() {
+        findings.add(
+            mtls,
+            Flaw::WrongType {
+                expected: "an object with a mode",
+            },
+        );
+    }
+    let field = mtls.get("mode");
+    match field.text(findings)? {
+        "STRICT" => Some(MutualTls::Strict),
+        "PERMISSIVE" | "DISABLE" => Some(MutualTls::Permissive),
+        "UNSET" => None,
+        other => {
+            let flaw = Flaw::WrongValue {
+                value: other.to_owned(),
+                expected: "STRICT, PERMISSIVE, DISABLE or UNSET",
+            };
+            findings.add(&field, flaw);
+            None
+        }
+    }
+}
+
+/// Reads rules of one policy. A field that cannot be judged at L4 is left out, and marks its rule.
+struct RuleReader<'r> {
+    namespace: &'r str,
+    action: Action,
+    findings: &'r mut Findings,
+}
+
+impl RuleReader<'_> {
+    fn rule(&mut self, field: &Field<'_>) -> Rule {
+        let mut rule = Rule::default();
+        if !field.is_object() {
+            self.unjudged(field, Flaw::WrongType { expected: "an object" }, &mut rule.beyond_l4);
+        }
+        for key in field.keys() {
+            let member = field.get_even_null(key);
+            match key {
+                "from" => rule.from = self.entries(&member, &mut rule.beyond_l4, Self::source),
+                "to" => rule.to = self.entries(&member, &mut rule.beyond_l4, Self::operation),
+                "when" => {
+                    let conditions = self.entries(&member, &mut rule.beyond_l4, Self::condition);
+                    rule.when = conditions.into_iter().flatten().collect();
+                }
+                _ => self.unjudged(&member, Flaw::UnknownField, &mut rule.beyond_l4),
+            }
+        }
+        if self.action == Action::Deny && rule.beyond_l4 && rule.matches_everything() {
+            self.findings.add(field, Flaw::DeniesEverything);
+        }
+        rule
+    }
+
+    fn unjudged(&mut self, field: &Field<'_>, flaw: Flaw, beyond_l4: &mut bool) {
+        *beyond_l4 = true;
+        self.findings.add(field, flaw);
+    }
+
+    /// An explicit list of nothing would match nothing: that is no rule anyone meant.
+    fn elements<'f>(&mut self, field: &Field<'f>, beyond_l4: &mut bool) -> Vec<Field<'f>> {
+        if !field.is_list() {
+            self.unjudged(field, Flaw::WrongType { expected: "a list" }, beyond_l4);
+            return Vec::new();
+        }
+        let elements = field.list(self.findings);
+        if elements.is_empty() {
+            self.unjudged(field, Flaw::Empty, beyond_l4);
+        }
+        elements
+    }
+
+    fn entries<T>(
+        &mut self,
+        field: &Field<'_>,
+        beyond_l4: &mut bool,
+        read: fn(&mut Self, &Field<'_>, &mut bool) -> T,
+    ) -> Vec<T> {
+        self.elements(field, beyond_l4)
+            .iter()
+            .map(|entry| read(self, entry, beyond_l4))
+            .collect()
+    }
+
+    fn source(&mut self, entry: &Field<'_>, beyond_l4: &mut bool) -> Source {
+        let field = entry.get("source");
+        self.members(entry, &["source"], &[], beyond_l4);
+        self.members(
+            &field,
+            &[
+                "principals",
+                "notPrincipals",
+                "namespaces",
+                "notNamespaces",
+                "serviceAccounts",
+                "notServiceAccounts",
+                "ipBlocks",
+                "notIpBlocks",
+            ],
+            &HTTP_SOURCE,
+            beyond_l4,
+        );
+        let namespace = self.namespace;
+        Source {
+            principals: self.one_of(&field, ["principals", "notPrincipals"], beyond_l4, principal),
+            namespaces: self.one_of(&field, ["namespaces", "notNamespaces"], beyond_l4, pattern),
+            service_accounts: self.one_of(
+                &field,
+                ["serviceAccounts", "notServiceAccounts"],
+                beyond_l4,
+                |f, findings| Some(AccountPattern::new(filled(f, findings)?, namespace)),
+            ),
+            ip_blocks: self.one_of(&field, ["ipBlocks", "notIpBlocks"], beyond_l4, block),
+        }
+    }
+
+    fn operation(&mut self, entry: &Field<'_>, beyond_l4: &mut bool) -> Operation {
+        let field = entry.get("operation");
+        self.members(entry, &["operation"], &[], beyond_l4);
+        self.members(&field, &["ports", "notPorts"], &HTTP_OPERATION, beyond_l4);
+        Operation {
+            ports: self.one_of(&field, ["ports", "notPorts"], beyond_l4, port),
+        }
+    }
+
+    /// `None` for a key that is judged at HTTP.
+    fn condition(&mut self, entry: &Field<'_>, beyond_l4: &mut bool) -> Option<Condition> {
+        self.members(entry, &["key", "values", "notValues"], &[], beyond_l4);
+        let key = entry.get("key");
+        let sides = ["values", "notValues"];
+        let condition = match key.text(self.findings) {
+            Some("source.ip") => Condition::SourceIp(self.one_of(entry, sides, beyond_l4, block)),
+            Some("source.namespace") => Condition::SourceNamespace(self.one_of(entry, sides, beyond_l4, pattern)),
+            Some("source.principal") => Condition::SourcePrincipal(self.one_of(entry, sides, beyond_l4, principal)),
+            Some("destination.ip") => Condition::DestinationIp(self.one_of(entry, sides, beyond_l4, block)),
+            Some("destination.port") => Condition::DestinationPort(self.one_of(entry, sides, beyond_l4, port)),
+            Some(_) => {
+                self.unjudged(&key, self.http_field(), beyond_l4);
+                return None;
+            }
+            None => {
+                self.unjudged(&key, Flaw::Missing, beyond_l4);
+                return None;
+            }
+        };
+        if entry.get_even_null("values").is_absent() && entry.get_even_null("notValues").is_absent() {
+            self.unjudged(&entry.get("values"), Flaw::Missing, beyond_l4);
+        }
+        Some(condition)
+    }
+
+    /// Complains about an object that is none or empty, and about members that are HTTP's or nobody's.
+    fn members(&mut self, field: &Field<'_>, known: &[&str], http: &[&str], beyond_l4: &mut bool) {
+        if !field.is_object() || field.keys().next().is_none() {
+            let flaw = if field.is_absent() { Flaw::Missing } else { Flaw::Empty };
+            self.unjudged(field, flaw, beyond_l4);
+        }
+        for key in field.keys().filter(|key| !known.contains(key)) {
+            let member = field.get_even_null(key);
+            let flaw = if http.contains(&key) {
+                self.http_field()
+            } else {
+                Flaw::UnknownField
+            };
+            self.unjudged(&member, flaw, beyond_l4);
+        }
+    }
+
+    fn http_field(&self) -> Flaw {
+        Flaw::HttpField {
+            consequence: match self.action {
+                Action::Allow => "the rule allows nothing here",
+                Action::Deny => "the rule denies as if it were not there",
+                Action::Audit | Action::Custom => "the rule is not enforced here",
+            },
+        }
+    }
+
+    /// Both sides of a field. A side with a bad value is left out as a whole: without it a DENY denies more.
+    fn one_of<T>(
+        &mut self,
+        parent: &Field<'_>,
+        [values, not_values]: [&str; 2],
+        beyond_l4: &mut bool,
+        parse: impl Fn(&Field<'_>, &mut Findings) -> Option<T>,
+    ) -> OneOf<T> {
+        let mut side = |key: &str| {
+            let field = parent.get_even_null(key);
+            if field.is_absent() {
+                return Vec::new();
+            }
+            let elements = self.elements(&field, beyond_l4);
+            let count = elements.len();
+            let values: Vec<T> = elements
+                .iter()
+                .filter_map(|element| parse(element, self.findings))
+                .collect();
+            if values.len() == count {
+                return values;
+            }
+            *beyond_l4 = true;
+            Vec::new()
+        };
+        OneOf {
+            values: side(values),
+            not_values: side(not_values),
+        }
+    }
+}
+
+fn filled<'a>(field: &Field<'a>, findings: &mut Findings) -> Option<&'a str> {
+    let text = field.text(findings)?;
+    if text.is_empty() {
+        findings.add(field, Flaw::Empty);
+        return None;
+    }
+    Some(text)
+}
+
+fn pattern(field: &Field<'_>, findings: &mut Findings) -> Option<Pattern> {
+    Some(Pattern::new(filled(field, findings)?))
+}
+
+fn principal(field: &Field<'_>, findings: &mut Findings) -> Option<Pattern> {
+    let text = filled(field, findings)?;
+    match text.strip_prefix("spiffe://") {
+        Some(rest) => {
+            findings.add(field, Flaw::SchemeInPrincipal);
+            Some(Pattern::new(rest))
+        }
+        None => Some(Pattern::new(text)),
+    }
+}
+
+fn block(field: &Field<'_>, findings: &mut Findings) -> Option<IpNet> {
+    field.cidr(findings)
+}
+
+fn port(field: &Field<'_>, findings: &mut Findings) -> Option<u16> {
+    field.port(findings)
+}

@@ -1,0 +1,74 @@
+//! Hands what the index made to its readers, and tells the log once about each flaw that comes or goes.
+
+use super::{
+    index::Index,
+    objects::ObjectRef,
+    problem::{Origin, Problem},
+};
+use crate::mesh::MeshSnapshot;
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// What a source publishes. The first values are complete: nothing is published before a source has told everything.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub snapshot: watch::Receiver<Arc<MeshSnapshot>>,
+    /// Everything that is wrong right now, sorted: for `/config_dump`, and to be counted by `Flaw::name`.
+    pub problems: watch::Receiver<Arc<[Problem]>>,
+}
+
+/// The sending side.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    snapshot: watch::Sender<Arc<MeshSnapshot>>,
+    problems: watch::Sender<Arc<[Problem]>>,
+}
+
+impl Publisher {
+    pub(super) fn new() -> (Self, Published) {
+        let (snapshot, snapshots) = watch::channel(Arc::default());
+        let (problems, all_problems) = watch::channel(Arc::default());
+        (
+            Self { snapshot, problems },
+            Published {
+                snapshot: snapshots,
+                problems: all_problems,
+            },
+        )
+    }
+
+    /// Publishes what changed. `origin` knows where an object's text lies; `others` are flaws of no object.
+    pub(super) fn publish<'p>(
+        &self,
+        index: &mut Index,
+        origin: impl Fn(&ObjectRef) -> Option<Origin>,
+        others: impl Iterator<Item = &'p Problem>,
+        others_changed: bool,
+    ) {
+        if index.findings_changed() || others_changed {
+            let of_objects = index.findings().map(|(object, finding)| Problem {
+                origin: origin(object),
+                object: Some(object.clone()),
+                finding: finding.clone(),
+            });
+            self.publish_problems(of_objects.chain(others.cloned()).collect());
+        }
+        if let Some(snapshot) = index.publish() {
+            self.snapshot.send_replace(snapshot);
+        }
+    }
+
+    fn publish_problems(&self, now: BTreeSet<Problem>) {
+        let before = Arc::clone(&self.problems.borrow());
+        for problem in now.iter().filter(|problem| before.binary_search(problem).is_err()) {
+            warn!(flaw = problem.finding.flaw.name(), "{problem}");
+        }
+        for problem in before.iter().filter(|problem| !now.contains(problem)) {
+            info!(flaw = problem.finding.flaw.name(), "no longer so: {problem}");
+        }
+        if !before.iter().eq(&now) {
+            self.problems.send_replace(now.into_iter().collect());
+        }
+    }
+}
