@@ -2,6 +2,7 @@
 //! and the embedded CA that signs them. Not here: the names themselves (`mesh::identity`) and the CA's service
 //! (`controller`).
 
+pub mod authority;
 pub mod bundle;
 pub mod key;
 pub mod rotation;
@@ -10,6 +11,7 @@ pub mod svid;
 pub mod tls;
 pub mod verify;
 
+pub use authority::Authority;
 pub use bundle::{Trust, TrustBundle};
 pub use store::{CertError, CertStore, CertificateSummary};
 pub use svid::Svid;
