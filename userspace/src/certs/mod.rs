@@ -4,6 +4,7 @@
 
 pub mod authority;
 pub mod bundle;
+pub mod issuer;
 pub mod key;
 pub mod rotation;
 pub mod store;
@@ -16,6 +17,26 @@ pub use bundle::{Trust, TrustBundle};
 pub use store::{CertError, CertStore, CertificateSummary};
 pub use svid::Svid;
 pub use verify::{PeerRejected, peer_id, verify_peer};
+
+use std::{io, path::Path};
+use tokio::io::AsyncReadExt;
+
+/// A whole file of at most `most` bytes.
+pub(crate) async fn read_bounded(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    tokio::fs::File::open(path)
+        .await?
+        .take(most as u64 + 1)
+        .read_to_end(&mut text)
+        .await?;
+    if text.len() > most {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("more than {most} bytes"),
+        ));
+    }
+    Ok(text)
+}
 
 /// The CA's gRPC call, generated from `proto/istio_ca.proto`.
 pub mod proto {

@@ -4,6 +4,7 @@
 use super::{
     bundle::{BundleError, Trust, TrustBundle},
     key::DaemonKey,
+    read_bounded,
     rotation::Rotation,
     svid::{Svid, SvidError},
     verify::{PeerRejected, verify_peer},
@@ -13,7 +14,6 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     future::Future,
-    io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -489,23 +489,6 @@ fn accept(
     chain.retain(|certificate| !trust.bundle.holds(certificate));
     verify_peer(&chain, trust, Some(id), UnixTime::now()).map_err(FetchError::Unacceptable)?;
     Svid::new(id.clone(), chain, key.signing(), trust.clone()).map_err(FetchError::Unusable)
-}
-
-async fn read_bounded(path: &std::path::Path, most: usize) -> io::Result<Vec<u8>> {
-    use tokio::io::AsyncReadExt;
-    let mut text = Vec::new();
-    tokio::fs::File::open(path)
-        .await?
-        .take(most as u64 + 1)
-        .read_to_end(&mut text)
-        .await?;
-    if text.len() > most {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("more than {most} bytes"),
-        ));
-    }
-    Ok(text)
 }
 
 fn system_time(time: UnixTime) -> SystemTime {

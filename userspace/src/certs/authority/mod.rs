@@ -15,10 +15,12 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData, SigningKey};
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject,
 };
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 use webpki::RawPublicKeyEntity;
 use x509_parser::{
-    certificate::X509Certificate, certification_request::X509CertificationRequest, extensions::ParsedExtension,
+    certificate::X509Certificate,
+    certification_request::X509CertificationRequest,
+    extensions::{GeneralName, ParsedExtension},
     prelude::FromDer,
 };
 
@@ -189,6 +191,27 @@ impl Authority {
         self.sign_leaf(&[Name::Uri(id.as_str())], public_key, lifetime, now)
     }
 
+    /// The URIs that a request asks for in its subjectAltName, unproven.
+    ///
+    /// # Errors
+    /// A request that cannot be read.
+    pub fn requested_uris(request: &str) -> Result<Vec<String>, SignError> {
+        let request = CertificateSigningRequestDer::from_pem_slice(request.as_bytes()).map_err(|_| SignError::Pem)?;
+        let (_, request) = X509CertificationRequest::from_der(&request).map_err(|_| SignError::Malformed)?;
+        let mut uris = Vec::new();
+        for extension in request.requested_extensions().into_iter().flatten() {
+            let ParsedExtension::SubjectAlternativeName(names) = extension else {
+                continue;
+            };
+            for name in &names.general_names {
+                if let GeneralName::URI(uri) = name {
+                    uris.push((*uri).to_owned());
+                }
+            }
+        }
+        Ok(uris)
+    }
+
     /// Signs a certificate for the CA's own TLS server, reached under these names and addresses.
     ///
     /// # Errors
@@ -268,6 +291,12 @@ impl Authority {
         };
         verify_peer(&signed.chain, &trust, Some(&id), now).map_err(AuthorityError::Useless)?;
         Ok(())
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Authority")
     }
 }
 

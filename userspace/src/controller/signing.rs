@@ -1,0 +1,241 @@
+//! Who may have which certificate: Istio's `CreateCertificate`, answered for nodes that show their token and only for
+//! identities of pods bound to them. Not here: the connections it comes over (`server`).
+
+use super::tokens::TokenFile;
+use crate::{
+    certs::{
+        Authority,
+        authority::SignError,
+        proto::{
+            IstioCertificateRequest, IstioCertificateResponse,
+            istio_certificate_service_server::IstioCertificateService,
+        },
+    },
+    mesh::{MeshSnapshot, SpiffeId, TrustDomain, identity::IdentityError},
+};
+use parking_lot::Mutex;
+use prost_types::value::Kind;
+use rustls_pki_types::UnixTime;
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+use tracing::{info, warn};
+
+/// Why a node gets no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("no bearer token")]
+    NoToken,
+    #[error("an unknown token")]
+    WrongToken,
+    #[error("the token file cannot be read")]
+    TokenFile(#[source] io::Error),
+    #[error("the state of the cluster is not known yet")]
+    NotReady,
+    #[error("no identity is asked for, or more than one")]
+    NoIdentity,
+    #[error("the identity asked for is no SPIFFE ID of a workload")]
+    IdentityForm(#[source] IdentityError),
+    #[error("{id} is not of the trust domain {ours}")]
+    TrustDomain { id: SpiffeId, ours: TrustDomain },
+    #[error("no pod on {node} has the identity {id}")]
+    NotOnNode { id: SpiffeId, node: Arc<str> },
+    #[error("a negative lifetime")]
+    Lifetime,
+    #[error("the certificate request is not acceptable")]
+    Request(#[source] SignError),
+    #[error("the CA cannot sign")]
+    Signing(#[source] SignError),
+}
+
+impl Refusal {
+    /// A short fixed name, for metric labels and tests.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoToken => "no_token",
+            Self::WrongToken => "wrong_token",
+            Self::TokenFile(_) => "token_file",
+            Self::NotReady => "not_ready",
+            Self::NoIdentity => "no_identity",
+            Self::IdentityForm(_) => "identity_form",
+            Self::TrustDomain { .. } => "trust_domain",
+            Self::NotOnNode { .. } => "not_on_node",
+            Self::Lifetime => "lifetime",
+            Self::Request(_) => "request",
+            Self::Signing(_) => "signing",
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoToken | Self::WrongToken => Code::Unauthenticated,
+            Self::TokenFile(_) | Self::NotReady => Code::Unavailable,
+            Self::TrustDomain { .. } | Self::NotOnNode { .. } => Code::PermissionDenied,
+            Self::NoIdentity | Self::IdentityForm(_) | Self::Lifetime | Self::Request(_) => Code::InvalidArgument,
+            Self::Signing(_) => Code::Internal,
+        }
+    }
+
+    /// What the node is told: enough to act on, nothing of files and causes inside the controller.
+    fn status(&self) -> Status {
+        match self {
+            Self::Request(cause) => Status::new(self.code(), format!("{self}: {cause}")),
+            Self::IdentityForm(cause) => Status::new(self.code(), format!("{self}: {cause}")),
+            Self::NoToken
+            | Self::WrongToken
+            | Self::TokenFile(_)
+            | Self::NotReady
+            | Self::NoIdentity
+            | Self::TrustDomain { .. }
+            | Self::NotOnNode { .. }
+            | Self::Lifetime
+            | Self::Signing(_) => Status::new(self.code(), self.to_string()),
+        }
+    }
+}
+
+/// How many requests ended how: `issued`, or the reason of a refusal.
+#[derive(Debug, Default)]
+pub struct Outcomes(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Outcomes {
+    fn count(&self, outcome: &'static str) {
+        *self.0.lock().entry(outcome).or_default() += 1;
+    }
+
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        self.0.lock().iter().map(|(name, count)| (*name, *count)).collect()
+    }
+}
+
+/// The answering side of `CreateCertificate`.
+#[derive(Debug)]
+pub(super) struct SigningService {
+    pub(super) authority: Arc<Authority>,
+    pub(super) tokens: TokenFile,
+    pub(super) trust_domain: TrustDomain,
+    pub(super) snapshot: watch::Receiver<Arc<MeshSnapshot>>,
+    /// For requests that wish none, and the most that is given.
+    pub(super) default_lifetime: Duration,
+    pub(super) most_lifetime: Duration,
+    pub(super) outcomes: Arc<Outcomes>,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for SigningService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        match self.answer(&metadata, &request).await {
+            Ok(response) => {
+                self.outcomes.count("issued");
+                Ok(Response::new(response))
+            }
+            Err((node, refusal)) => {
+                self.outcomes.count(refusal.reason());
+                let cause = std::error::Error::source(&refusal).map(ToString::to_string);
+                warn!(node = node.as_deref(), reason = refusal.reason(), cause, "{refusal}");
+                Err(refusal.status())
+            }
+        }
+    }
+}
+
+impl SigningService {
+    async fn answer(
+        &self,
+        metadata: &MetadataMap,
+        request: &IstioCertificateRequest,
+    ) -> Result<IstioCertificateResponse, (Option<Arc<str>>, Refusal)> {
+        let node = self.authenticate(metadata).await.map_err(|refusal| (None, refusal))?;
+        self.issue(&node, request).map_err(|refusal| (Some(node), refusal))
+    }
+
+    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Arc<str>, Refusal> {
+        let token = bearer(metadata).ok_or(Refusal::NoToken)?;
+        let tokens = self.tokens.current().await.map_err(Refusal::TokenFile)?;
+        tokens.node_of(token).ok_or(Refusal::WrongToken)
+    }
+
+    fn issue(&self, node: &Arc<str>, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Refusal> {
+        let id = requested_identity(request)?;
+        may_have(&self.snapshot.borrow(), &self.trust_domain, node, &id)?;
+        let lifetime = match u64::try_from(request.validity_duration) {
+            Ok(0) => self.default_lifetime,
+            Ok(wish) => Duration::from_secs(wish),
+            Err(_) => return Err(Refusal::Lifetime),
+        };
+        let lifetime = lifetime.min(self.most_lifetime);
+        let signed = self
+            .authority
+            .sign(&request.csr, &id, lifetime, UnixTime::now())
+            .map_err(|error| match error {
+                SignError::Pem | SignError::Malformed | SignError::KeyAlgorithm | SignError::BadSignature => {
+                    Refusal::Request(error)
+                }
+                SignError::Expired | SignError::Signing(_) => Refusal::Signing(error),
+            })?;
+        info!(%node, %id, serial = signed.serial, not_after = signed.not_after.as_secs(), "certificate issued");
+        Ok(IstioCertificateResponse {
+            cert_chain: signed.pem_with_roots(self.authority.bundle()),
+        })
+    }
+}
+
+fn bearer(metadata: &MetadataMap) -> Option<&[u8]> {
+    let value = metadata.get("authorization")?.as_bytes();
+    let (scheme, token) = value.split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// The identity of `ImpersonatedIdentity`, or else the one URI that the request itself names.
+fn requested_identity(request: &IstioCertificateRequest) -> Result<SpiffeId, Refusal> {
+    let impersonated = request
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.fields.get("ImpersonatedIdentity"));
+    let text = match impersonated.map(|value| &value.kind) {
+        Some(Some(Kind::StringValue(id))) => id.clone(),
+        Some(_) => return Err(Refusal::NoIdentity),
+        None => {
+            let mut uris = Authority::requested_uris(&request.csr).map_err(Refusal::Request)?;
+            match (uris.pop(), uris.is_empty()) {
+                (Some(id), true) => id,
+                (Some(_), false) | (None, _) => return Err(Refusal::NoIdentity),
+            }
+        }
+    };
+    SpiffeId::parse(&text).map_err(Refusal::IdentityForm)
+}
+
+/// The rule: an identity of our trust domain that a pod bound to the asking node has.
+fn may_have(
+    snapshot: &MeshSnapshot,
+    trust_domain: &TrustDomain,
+    node: &Arc<str>,
+    id: &SpiffeId,
+) -> Result<(), Refusal> {
+    if id.trust_domain() != trust_domain.as_str() {
+        return Err(Refusal::TrustDomain {
+            id: id.clone(),
+            ours: trust_domain.clone(),
+        });
+    }
+    if snapshot.version == 0 {
+        return Err(Refusal::NotReady);
+    }
+    let bound = snapshot
+        .workloads
+        .values()
+        .any(|workload| workload.identity == *id && workload.locality.node.as_deref() == Some(node));
+    if bound {
+        Ok(())
+    } else {
+        Err(Refusal::NotOnNode {
+            id: id.clone(),
+            node: node.clone(),
+        })
+    }
+}
