@@ -12,6 +12,11 @@ pub mod svid;
 pub mod tls;
 pub mod verify;
 
+#[cfg(test)]
+mod peer_table;
+#[cfg(test)]
+pub(crate) mod testing;
+
 pub use authority::Authority;
 pub use bundle::{Trust, TrustBundle};
 pub use store::{CertError, CertStore, CertificateSummary};
