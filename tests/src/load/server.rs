@@ -180,6 +180,7 @@ impl Connection {
                     partial: 0,
                     owed: 0,
                     address: kind == ADDRESS,
+                    blocked: false,
                 };
                 self.received(count, epoll)
             }
