@@ -204,3 +204,147 @@ fn client_config(
 fn system_time(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(unix_time(seconds).as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, Ca, careless_client, careless_server, certified, handshake, leaf_params};
+    use super::*;
+    use rcgen::KeyPair;
+    use rustls::{CipherSuite, Error, HandshakeKind, NamedGroup, ProtocolVersion, server::Acceptor};
+
+    const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn svid() -> Svid {
+        let (root, key) = (Ca::root("root"), KeyPair::generate().unwrap());
+        let chain = vec![root.sign(&leaf_params(ID), &key)];
+        let trust = testing::trust(&[&root], &["cluster.local"]);
+        Svid::new(
+            SpiffeId::parse(ID).unwrap(),
+            chain.clone(),
+            certified(chain, &key).key.clone(),
+            trust,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn two_daemons_agree_on_tls_1_3_aes_256_and_a_post_quantum_group() {
+        let svid = svid();
+        let (client, server) = handshake(svid.client_config(svid.id()), svid.server_config());
+        let (client, server) = (client.unwrap(), server.unwrap());
+        assert_eq!(server.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        assert_eq!(server.alpn_protocol(), Some(ALPN));
+        let suite = server.negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_256_GCM_SHA384);
+        let group = client.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(group, NamedGroup::X25519MLKEM768);
+    }
+
+    #[test]
+    fn the_server_follows_the_clients_order_of_suites() {
+        let svid = svid();
+        let mut client = careless_client(Some(svid.certified.clone()));
+        let mut provider = (**client.crypto_provider()).clone();
+        provider.cipher_suites.reverse();
+        let key = svid.certified.clone();
+        client = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerVerifier {
+                trust: svid.trust.clone(),
+                expected: svid.id.clone(),
+            }))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        let (_, server) = handshake(Arc::new(client), svid.server_config());
+        let suite = server.unwrap().negotiated_cipher_suite().unwrap().suite();
+        assert_eq!(suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
+    }
+
+    #[test]
+    fn every_handshake_is_a_full_one() {
+        let svid = svid();
+        for _ in 0..3 {
+            let (client, server) = handshake(svid.client_config(svid.id()), svid.server_config());
+            let client = client.unwrap();
+            assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
+            assert_eq!(client.tls13_tickets_received(), 0);
+            assert_eq!(server.unwrap().handshake_kind(), Some(HandshakeKind::Full));
+        }
+    }
+
+    #[test]
+    fn a_peer_without_alpn_is_accepted_and_one_with_another_refused() {
+        let svid = svid();
+        for (alpn, accepted) in [
+            (vec![], true),
+            (vec![b"http/1.1".to_vec()], false),
+            (vec![ALPN.to_vec()], true),
+        ] {
+            let mut client = careless_client(Some(svid.certified.clone()));
+            client.alpn_protocols = alpn.clone();
+            let (_, server) = handshake(Arc::new(client), svid.server_config());
+            assert_eq!(server.is_ok(), accepted, "client {alpn:?}: {server:?}");
+            if let Err(error) = server {
+                assert_eq!(error, Error::NoApplicationProtocol);
+            }
+            let mut server = careless_server(svid.certified.clone());
+            server.alpn_protocols = alpn.clone();
+            let (client, _) = handshake(svid.client_config(svid.id()), Arc::new(server));
+            assert_eq!(client.is_ok(), accepted, "server {alpn:?}: {client:?}");
+        }
+    }
+
+    #[test]
+    fn tls_1_2_is_refused_from_both_sides() {
+        let svid = svid();
+        let old = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut client = rustls::ClientConfig::builder_with_provider(old)
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        let (_, server) = handshake(Arc::new(client), svid.server_config());
+        assert!(matches!(server, Err(Error::PeerIncompatible(_))), "{server:?}");
+    }
+
+    #[test]
+    fn the_client_names_no_server_in_its_hello() {
+        let svid = svid();
+        let name = rustls_pki_types::ServerName::try_from("pod.example").unwrap();
+        let mut client = rustls::ClientConnection::new(svid.client_config(svid.id()), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        let mut acceptor = Acceptor::default();
+        acceptor.read_tls(&mut hello.as_slice()).unwrap();
+        let accepted = acceptor.accept().map_err(|(error, _)| error).unwrap().unwrap();
+        assert_eq!(accepted.client_hello().server_name(), None);
+        assert_eq!(accepted.client_hello().alpn().unwrap().collect::<Vec<_>>(), [ALPN]);
+    }
+
+    #[test]
+    fn configurations_are_made_once_and_their_number_is_bounded() {
+        let svid = svid();
+        assert!(Arc::ptr_eq(&svid.server_config(), &svid.server_config()));
+        assert!(Arc::ptr_eq(
+            &svid.client_config(svid.id()),
+            &svid.client_config(svid.id())
+        ));
+        for n in 0..2 * MAX_CLIENT_CONFIGS {
+            svid.client_config(&SpiffeId::parse(&format!("spiffe://cluster.local/ns/shop/sa/{n}")).unwrap());
+        }
+        assert!(svid.clients.lock().len() <= MAX_CLIENT_CONFIGS);
+    }
+
+    #[test]
+    fn a_certificate_for_another_key_makes_no_svid() {
+        let svid = svid();
+        let other = KeyPair::generate().unwrap();
+        let key = certified(vec![], &other).key.clone();
+        let result = Svid::new(svid.id.clone(), svid.chain().to_vec(), key, svid.trust.clone());
+        assert!(matches!(result, Err(SvidError::WrongKey(_))));
+        let none = Svid::new(svid.id.clone(), vec![], svid.certified.key.clone(), svid.trust.clone());
+        assert!(matches!(none, Err(SvidError::Empty)));
+    }
+}

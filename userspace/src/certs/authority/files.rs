@@ -17,6 +17,7 @@ pub const CA_CERT: &str = "ca-cert.pem";
 pub const CA_KEY: &str = "ca-key.pem";
 pub const ROOT_CERT: &str = "root-cert.pem";
 pub const CERT_CHAIN: &str = "cert-chain.pem";
+const FILES: [&str; 4] = [CA_CERT, CA_KEY, ROOT_CERT, CERT_CHAIN];
 /// Held while a CA is being made, so that two controllers on one directory agree on one.
 const LOCK: &str = ".lock";
 
@@ -56,7 +57,7 @@ impl Authority {
     /// # Errors
     /// A part that is missing, cannot be read or does not fit the others. Nothing is ever overwritten.
     pub fn open(dir: &Path, now: UnixTime) -> Result<(Self, Origin), CaDirError> {
-        let origin = if exists(dir)? {
+        let origin = if present(dir)? == FILES.len() {
             Origin::Loaded
         } else {
             generate(dir, now)?
@@ -97,16 +98,17 @@ impl Generated {
     }
 }
 
-fn exists(dir: &Path) -> Result<bool, CaDirError> {
-    for name in [CA_CERT, CA_KEY, ROOT_CERT, CERT_CHAIN] {
+fn present(dir: &Path) -> Result<usize, CaDirError> {
+    let mut count = 0;
+    for name in FILES {
         let path = dir.join(name);
-        if path.try_exists().map_err(|source| CaDirError::Read { path, source })? {
-            return Ok(true);
-        }
+        count += usize::from(path.try_exists().map_err(|source| CaDirError::Read { path, source })?);
     }
-    Ok(false)
+    Ok(count)
 }
 
+/// Makes a CA where there is nothing. Where there is something, another controller was faster, or the operator left
+/// something out: loading will tell.
 fn generate(dir: &Path, now: UnixTime) -> Result<Origin, CaDirError> {
     let path = dir.join(LOCK);
     let lock = || {
@@ -119,12 +121,14 @@ fn generate(dir: &Path, now: UnixTime) -> Result<Origin, CaDirError> {
         lock.lock()?;
         Ok(lock)
     };
-    let _lock: File = lock().map_err(|source| CaDirError::Write {
-        path: path.clone(),
-        source,
-    })?;
-    if exists(dir)? {
-        return Ok(Origin::Loaded); // another controller was faster
+    let _lock: File = match lock() {
+        Ok(lock) => lock,
+        // A mounted secret is read-only, and nobody makes a CA there.
+        Err(_) if present(dir)? > 0 => return Ok(Origin::Loaded),
+        Err(source) => return Err(CaDirError::Write { path, source }),
+    };
+    if present(dir)? > 0 {
+        return Ok(Origin::Loaded);
     }
     let made = Generated::new(now).map_err(|source| CaDirError::Authority {
         path: dir.to_owned(),

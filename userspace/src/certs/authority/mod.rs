@@ -3,6 +3,8 @@
 
 pub mod files;
 mod leaf;
+#[cfg(test)]
+mod tests;
 
 use super::{
     bundle::{CaFields, Trust, TrustBundle, unix_time},
