@@ -1,6 +1,7 @@
 //! An agent in a pod: a process that opens, uses and ends sockets as a test tells it, line by line. For what a plain
 //! client cannot do: bind first, dial twice, bind to a device, reset, hold. Not for measuring.
 
+mod raw;
 mod sockets;
 
 use crate::{mesh::binary, process::Process, topology::Place};
@@ -27,19 +28,65 @@ pub enum Order {
         mark: Option<u32>,
     },
     /// Connects an open socket; may be asked again after a refusal.
-    Connect { name: String, to: SocketAddr, timeout_ms: u64 },
-    Send { name: String, text: String },
+    Connect {
+        name: String,
+        to: SocketAddr,
+        timeout_ms: u64,
+    },
+    Send {
+        name: String,
+        text: String,
+    },
     /// Writes `bytes` bytes of a pattern, or as much as goes within the time.
-    Fill { name: String, bytes: usize, timeout_ms: u64 },
+    Fill {
+        name: String,
+        bytes: usize,
+        timeout_ms: u64,
+    },
     /// Waits for something to arrive.
-    Receive { name: String, timeout_ms: u64 },
-    HalfClose { name: String },
-    Close { name: String, reset: bool },
-    Listen { name: String, on: SocketAddr, serve: Serve },
+    Receive {
+        name: String,
+        timeout_ms: u64,
+    },
+    HalfClose {
+        name: String,
+    },
+    Close {
+        name: String,
+        reset: bool,
+    },
+    Listen {
+        name: String,
+        on: SocketAddr,
+        serve: Serve,
+    },
     /// Who connected to a listener so far.
-    Accepted { name: String },
+    Accepted {
+        name: String,
+    },
     /// Ends every connection that the listener accepted.
-    Drop { name: String, reset: bool },
+    Drop {
+        name: String,
+        reset: bool,
+    },
+    /// Sends one hand-made SYN and listens for what answers it.
+    Syn {
+        from: SocketAddr,
+        to: SocketAddr,
+        shape: Shape,
+        wait_ms: u64,
+    },
+}
+
+/// How a hand-made SYN travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    Plain,
+    /// In two fragments, the first of 8 bytes.
+    Fragments,
+    /// Behind an IPv6 destination-options header.
+    DestinationOptions,
 }
 
 /// What a listener does with each connection.
@@ -63,15 +110,33 @@ pub enum Serve {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     Done,
-    Connected { local: SocketAddr, peer: SocketAddr, after_us: u64 },
-    Received { text: String },
+    Connected {
+        local: SocketAddr,
+        peer: SocketAddr,
+        after_us: u64,
+    },
+    Received {
+        text: String,
+    },
     /// The peer ended its side.
     End,
     /// Nothing came, or not all went, in time.
-    TimedOut { bytes: usize },
-    Accepted { peers: Vec<SocketAddr>, locals: Vec<SocketAddr> },
+    TimedOut {
+        bytes: usize,
+    },
+    Accepted {
+        peers: Vec<SocketAddr>,
+        locals: Vec<SocketAddr>,
+    },
+    /// The TCP flags of what answered.
+    Answers {
+        flags: Vec<u8>,
+    },
     /// The system's error, such as `EHOSTUNREACH`.
-    Failed { errno: String, after_us: u64 },
+    Failed {
+        errno: String,
+        after_us: u64,
+    },
 }
 
 /// A running agent and the pipes to it.
@@ -111,7 +176,11 @@ impl Agent {
         line.push('\n');
         self.to.write_all(line.as_bytes())?;
         let mut answer = String::new();
-        ensure!(self.from.read_line(&mut answer)? > 0, "the agent ended: {}", self.process.log());
+        ensure!(
+            self.from.read_line(&mut answer)? > 0,
+            "the agent ended: {}",
+            self.process.log()
+        );
         Ok(serde_json::from_str(&answer)?)
     }
 

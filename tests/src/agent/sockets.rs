@@ -102,6 +102,14 @@ impl Sockets {
                 }
                 Ok(Outcome::Done)
             }
+            Order::Syn {
+                from,
+                to,
+                shape,
+                wait_ms,
+            } => Ok(Outcome::Answers {
+                flags: super::raw::syn(from, to, shape, Duration::from_millis(wait_ms))?,
+            }),
         }
     }
 
@@ -110,7 +118,12 @@ impl Sockets {
     }
 }
 
-fn open(family_of: SocketAddr, bind: Option<SocketAddr>, device: Option<&str>, mark: Option<u32>) -> io::Result<Socket> {
+fn open(
+    family_of: SocketAddr,
+    bind: Option<SocketAddr>,
+    device: Option<&str>,
+    mark: Option<u32>,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(family_of), Type::STREAM, None)?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
@@ -208,7 +221,10 @@ fn attend(mut stream: TcpStream, serve: Serve) -> io::Result<()> {
 }
 
 fn address(address: socket2::SockAddr) -> io::Result<SocketAddr> {
-    address.as_socket().map(canonical).ok_or(io::ErrorKind::Unsupported.into())
+    address
+        .as_socket()
+        .map(canonical)
+        .ok_or(io::ErrorKind::Unsupported.into())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
