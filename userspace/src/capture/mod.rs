@@ -2,10 +2,15 @@
 //! `tables`), done step by step (`pod`), and kept going by one task (`reconcile`). It does not serve connections: whoever
 //! reads the events does.
 
+mod adopt;
+mod entries;
+mod kernel_side;
 mod plan;
 mod pod;
 mod reconcile;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     mesh::WorkloadUid,
@@ -13,6 +18,7 @@ use crate::{
 };
 use std::sync::Arc;
 
+pub use kernel_side::KernelSide;
 pub use plan::{Actual, Step, Wanted, plan};
 pub use pod::CaptureError;
 pub use reconcile::{CaptureSettings, reconcile};
@@ -31,6 +37,8 @@ pub enum CaptureEvent {
     Captured(CapturedPod),
     /// New connections are left alone; those that are open end by themselves, or are ended by the kernel soon.
     Released(WorkloadUid),
+    /// Once: every pod that should be captured at the start has been, or has failed.
+    Settled,
     /// It is tried again, later each time.
     Failed {
         workload: WorkloadUid,

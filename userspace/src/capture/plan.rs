@@ -130,7 +130,7 @@ fn wanted(snapshot: &MeshSnapshot, node_name: &str) -> BTreeMap<WorkloadUid, Wan
     snapshot
         .workloads
         .values()
-        .filter(|workload| is_on(workload, node_name) && may_be_captured(workload))
+        .filter(|workload| is_wanted(workload, node_name))
         .filter_map(|workload| {
             let netns = workload.netns.clone()?;
             let policy = pod_policy(snapshot, workload);
@@ -146,13 +146,12 @@ fn wanted(snapshot: &MeshSnapshot, node_name: &str) -> BTreeMap<WorkloadUid, Wan
         .collect()
 }
 
-pub(super) fn is_on(workload: &Workload, node_name: &str) -> bool {
+/// A pod of the node with the wish of its labels, but never where capture would take the node or the control plane down.
+pub(super) fn is_wanted(workload: &Workload, node_name: &str) -> bool {
     workload.locality.node.as_deref() == Some(node_name)
-}
-
-/// The wish of the labels, but never where capture would take the node or the control plane down.
-fn may_be_captured(workload: &Workload) -> bool {
-    workload.enrolled && !workload.host_network && &*workload.namespace != "kube-system"
+        && workload.enrolled
+        && !workload.host_network
+        && &*workload.namespace != "kube-system"
 }
 
 fn pod_policy(snapshot: &MeshSnapshot, workload: &Workload) -> PodPolicy {

@@ -1,10 +1,10 @@
 //! One pod, step by step: into the mesh in the order in which no packet can go astray, and out of it in reverse. Each
 //! function blocks for its system calls.
 
-use super::plan::Wanted;
+use super::{kernel_side::KernelSide, plan::Wanted};
 use crate::{
     kernel::{
-        AttachError, Kernel, MapError, NetlinkError, PodNumber, PodPolicy,
+        AttachError, MapError, NetlinkError, PodNumber, PodPolicy,
         routes::Routes,
         sockets,
         sysctls::{self, Before, SysctlError},
@@ -15,7 +15,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -116,9 +116,11 @@ impl Drop for Claim {
 /// What is common to all pods of the node.
 #[derive(Clone)]
 pub(super) struct Node {
-    pub(super) kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<dyn KernelSide>,
     pub(super) namespace: Namespace,
     pub(super) claims: Claims,
+    /// Cookies of the namespaces that an earlier daemon captured and this one has not taken over yet.
+    pub(super) adopted: Arc<Mutex<HashSet<u64>>>,
 }
 
 /// A captured pod.
@@ -129,6 +131,8 @@ pub(super) struct Pod {
     number: PodNumber,
     addresses: Vec<IpAddr>,
     before: Before,
+    /// False once its removal has begun: nothing is put back then.
+    is_live: Mutex<bool>,
     _claim: Claim,
 }
 
@@ -140,11 +144,7 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
         return Err(CaptureError::NodeNamespace);
     }
     let claim = Claim::take(&node.claims, namespace.cookie(), &wanted.workload)?;
-    let is_adopted = node
-        .kernel
-        .adopted_pods()
-        .iter()
-        .any(|pod| pod.cookie == namespace.cookie());
+    let is_adopted = node.adopted.lock().contains(&namespace.cookie());
     if !is_adopted {
         may_be_captured(&namespace, &wanted.addresses)?;
     }
@@ -159,10 +159,14 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
         number,
         addresses: wanted.addresses.clone(),
         before: Before::from_bits(0),
+        is_live: Mutex::new(true),
         _claim: claim,
     };
     match install(node, &mut pod, &wanted.policy) {
-        Ok((listeners, watch)) => Ok((pod, listeners, watch)),
+        Ok((listeners, watch)) => {
+            node.adopted.lock().remove(&pod.namespace.cookie());
+            Ok((pod, listeners, watch))
+        }
         Err(error) => {
             if !is_adopted {
                 undo(node, &pod);
@@ -173,7 +177,11 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
 }
 
 fn may_be_captured(namespace: &Namespace, pod_addresses: &[IpAddr]) -> Result<(), CaptureError> {
-    if sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })? {
+    let links = watch::links(namespace).map_err(|source| CaptureError::Watch { source })?;
+    // The sysctl alone says nothing: a new namespace takes it over from the node, which forwards.
+    if links.iter().any(|link| link.carries_others)
+        && sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })?
+    {
         return Err(CaptureError::Forwards);
     }
     let own = watch::addresses(namespace).map_err(|source| CaptureError::Watch { source })?;
@@ -247,6 +255,10 @@ pub(super) fn set_policy(node: &Node, pod: &Pod, policy: &PodPolicy) -> Result<(
 
 /// Brings what depends on the namespace up to date: rules and routes that somebody removed, new interfaces, addresses.
 pub(super) fn refresh(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    let is_live = pod.is_live.lock();
+    if !*is_live {
+        return Ok(());
+    }
     let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
     if !routes
         .are_complete()
@@ -283,6 +295,7 @@ pub(super) fn count_steered(pod: &Pod) -> Result<usize, CaptureError> {
 /// The last steps out: ends what has not drained, then removes rules, routes and programs. Tries every step, and gives
 /// back the first error.
 pub(super) fn remove(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    *pod.is_live.lock() = false;
     let ended = sockets::destroy_marked(&pod.namespace).map_err(|source| CaptureError::Sockets { source });
     if let Ok(count @ 1..) = ended {
         tracing::info!(workload = %pod.workload, count, "open connections of a released pod were ended");
@@ -310,8 +323,8 @@ fn undo(node: &Node, pod: &Pod) {
     }
 }
 
-/// A pod of an earlier daemon which is not wanted any more, as far as it can still be found.
-pub(super) fn abandoned(
+/// A pod of an earlier daemon that is to be released.
+pub(super) fn unwanted(
     node: &Node,
     number: PodNumber,
     workload: WorkloadUid,
@@ -319,10 +332,12 @@ pub(super) fn abandoned(
     path: PathBuf,
 ) -> Result<Pod, CaptureError> {
     let claim = Claim::take(&node.claims, namespace.cookie(), &workload)?;
+    node.adopted.lock().remove(&namespace.cookie());
     let noted = Routes::open(&namespace)
         .and_then(|mut routes| routes.note())
         .map_err(|source| CaptureError::Routes { source })?;
     let before = Before::from_bits(noted.unwrap_or(0));
+    let is_live = Mutex::new(true);
     Ok(Pod {
         workload,
         namespace,
@@ -330,6 +345,25 @@ pub(super) fn abandoned(
         number,
         addresses: Vec::new(),
         before,
+        is_live,
         _claim: claim,
     })
+}
+
+/// Forgets a pod whose namespace has ended, and with it everything that was in there.
+pub(super) fn forget(node: &Node, number: PodNumber) -> Result<(), CaptureError> {
+    node.kernel
+        .stop_steering(number)
+        .map_err(|source| CaptureError::Steer { source })?;
+    node.kernel
+        .detach_pod(number, None)
+        .map_err(|source| CaptureError::Attach { source })
+}
+
+/// Tells the kernel side which namespace and addresses are the node's own.
+pub(super) fn set_node(node: &Node) -> Result<(), CaptureError> {
+    let addresses = watch::addresses(&node.namespace).map_err(|source| CaptureError::Watch { source })?;
+    node.kernel
+        .set_node(&node.namespace, &addresses.into_iter().collect())
+        .map_err(|source| CaptureError::Settings { source })
 }

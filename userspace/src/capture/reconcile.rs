@@ -4,25 +4,27 @@
 
 use super::{
     CaptureEvent, CapturedPod,
-    plan::{Actual, Step, Wanted, back_off, is_on, plan},
+    adopt::{self, Owner},
+    entries::{Captured, Entries, Entry},
+    kernel_side::KernelSide,
+    plan::{Step, Wanted, back_off, plan},
     pod::{self, CaptureError, Node, Pod},
     tables::Told,
 };
 use crate::{
-    kernel::{AdoptedPod, Kernel, MapError, PodPolicy, watch::Watch},
+    kernel::{AdoptedPod, MapError, PlaintextMode, PodPolicy, watch::Watch},
     mesh::{MeshSnapshot, WorkloadUid},
     net::{Namespace, NamespaceError, PodListeners},
     shutdown::Shutdown,
 };
 use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
+    error::Error,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
     sync::{mpsc, watch},
-    task::{AbortHandle, JoinSet},
+    task::{JoinError, JoinSet, spawn_blocking},
     time::MissedTickBehavior,
 };
 use tracing::{debug, error, info, warn};
@@ -43,55 +45,61 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 /// Changes in a namespace come in bursts.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Runs until the drain begins or nobody publishes snapshots or reads events any more. `kernel` is this task's alone as
-/// far as pods and the cluster's tables go.
+/// Runs until the drain begins, or nobody publishes snapshots or reads events any more. `kernel` is this task's alone as
+/// far as pods, the node's facts and the cluster's tables go. Pods are those of the calling thread's namespace's node.
 ///
 /// # Errors
 /// The daemon's own namespace cannot be opened.
 pub async fn reconcile(
-    kernel: Arc<Kernel>,
+    kernel: Arc<dyn KernelSide>,
     settings: CaptureSettings,
     mut snapshots: watch::Receiver<Arc<MeshSnapshot>>,
     events: mpsc::Sender<CaptureEvent>,
     shutdown: Shutdown,
 ) -> Result<(), NamespaceError> {
-    let node = Node {
-        kernel,
-        namespace: Namespace::current()?,
-        claims: Arc::default(),
-    };
+    let adopted = kernel.adopted_pods();
+    let cookies = adopted.iter().map(|pod| pod.cookie).collect();
     let mut reconciler = Reconciler {
-        adopted: Some(node.kernel.adopted_pods()),
-        node,
+        node: Node {
+            kernel,
+            namespace: Namespace::current()?,
+            claims: Arc::default(),
+            adopted: Arc::new(parking_lot::Mutex::new(cookies)),
+        },
         settings,
         events,
         told: Told::default(),
         table_failure: None,
-        pods: BTreeMap::new(),
+        adopted: Some(adopted),
+        entries: Entries::default(),
+        is_settled: false,
         jobs: JoinSet::new(),
     };
+    reconciler.arm_node(None);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shutdown.draining();
     tokio::pin!(draining);
+    let mut is_due = true;
     loop {
         // A snapshot without a version is the one before the first: it says nothing about what is wanted.
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        if snapshot.version != 0 {
-            reconciler.advance(&snapshot).await;
+        if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {
+            return Ok(());
         }
-        tokio::select! {
+        is_due = tokio::select! {
             () = &mut draining => return Ok(()),
-            changed = snapshots.changed() => if changed.is_err() { return Ok(()) },
+            changed = snapshots.changed() => if changed.is_err() { return Ok(()) } else { true },
             Some(done) = reconciler.jobs.join_next(), if !reconciler.jobs.is_empty() => {
-                let Some(()) = reconciler.finish(done).await else { return Ok(()) };
+                if reconciler.finish(done).await.is_none() { return Ok(()) }
                 // What else has finished is taken along, so that a start with many pods plans once, not once per pod.
                 while let Some(done) = reconciler.jobs.try_join_next() {
-                    let Some(()) = reconciler.finish(done).await else { return Ok(()) };
+                    if reconciler.finish(done).await.is_none() { return Ok(()) }
                 }
+                true
             }
-            _ = tick.tick() => reconciler.look_after_namespaces(),
-        }
+            _ = tick.tick() => reconciler.look(Instant::now()),
+        };
     }
 }
 
@@ -104,7 +112,8 @@ struct Reconciler {
     table_failure: Option<TableFailure>,
     /// Pods of an earlier daemon, until the first snapshot says which of them are wanted.
     adopted: Option<Vec<AdoptedPod>>,
-    pods: BTreeMap<WorkloadUid, Entry>,
+    entries: Entries,
+    is_settled: bool,
     /// Owned here: dropped with the reconciler. A step that has begun is finished by its thread.
     jobs: JoinSet<Done>,
 }
@@ -113,38 +122,6 @@ struct TableFailure {
     error: Arc<MapError>,
     attempts: u32,
     retry_at: Instant,
-}
-
-enum Entry {
-    /// A job holds it.
-    Busy {
-        netns: PathBuf,
-        attempts: u32,
-    },
-    Captured(Captured),
-    Failed {
-        netns: PathBuf,
-        attempts: u32,
-        retry_at: Instant,
-    },
-}
-
-struct Captured {
-    pod: Arc<Pod>,
-    policy: PodPolicy,
-    gone: bool,
-    refreshing: Refreshing,
-    /// Failed attempts in a row to release it.
-    attempts: u32,
-    retry_at: Option<Instant>,
-}
-
-enum Refreshing {
-    Watched {
-        job: AbortHandle,
-    },
-    /// Nothing tells of changes: the tick does.
-    Unwatched,
 }
 
 /// What a job was about, and how it ended.
@@ -159,152 +136,108 @@ enum Done {
         outcome: Result<(), CaptureError>,
     },
     Released {
-        pod: Arc<Pod>,
-        policy: PodPolicy,
-        attempts: u32,
+        captured: Captured,
+        outcome: Result<(), CaptureError>,
+    },
+    NodeRefreshed {
+        watch: Option<Watch>,
         outcome: Result<(), CaptureError>,
     },
 }
 
 impl Reconciler {
-    async fn advance(&mut self, snapshot: &Arc<MeshSnapshot>) {
+    /// `None` if nobody reads the events any more.
+    async fn advance(&mut self, snapshot: &Arc<MeshSnapshot>) -> Option<()> {
         let now = Instant::now();
-        // Before any pod steers by it.
+        // Before any pod steers by them.
         self.tell_tables(snapshot, now).await;
-        self.take_over(snapshot).await;
-        for step in plan(snapshot, &self.settings.node_name, &self.actual(now), now) {
+        self.take_over(snapshot).await?;
+        for step in plan(snapshot, &self.settings.node_name, &self.entries.actual(now), now) {
             match step {
                 Step::Capture(wanted) => self.begin_capture(wanted),
                 Step::SetPolicy { workload, policy } => self.set_policy(&workload, policy),
-                Step::Release { workload, drain } => self.begin_release(&workload, drain).await,
-                Step::Forget { workload } => {
-                    self.pods.remove(&workload);
-                }
+                Step::Release { workload, drain } => self.begin_release(&workload, drain).await?,
+                Step::Forget { workload } => self.entries.remove(&workload),
             }
         }
-    }
-
-    fn actual(&self, now: Instant) -> BTreeMap<WorkloadUid, Actual> {
-        self.pods
-            .iter()
-            .map(|(workload, entry)| {
-                let actual = match entry {
-                    Entry::Busy { netns, .. } => Actual::Busy { netns: netns.clone() },
-                    Entry::Failed { netns, retry_at, .. } => Actual::Failed {
-                        netns: netns.clone(),
-                        retry_at: *retry_at,
-                    },
-                    // A release that failed waits before it is tried again.
-                    Entry::Captured(captured) if captured.retry_at.is_some_and(|at| at > now) => Actual::Busy {
-                        netns: captured.pod.path.clone(),
-                    },
-                    Entry::Captured(captured) => Actual::Captured {
-                        netns: captured.pod.path.clone(),
-                        policy: captured.policy.clone(),
-                        gone: captured.gone,
-                    },
-                };
-                (workload.clone(), actual)
-            })
-            .collect()
+        if !self.is_settled && self.entries.are_settled() {
+            self.is_settled = true;
+            self.events.send(CaptureEvent::Settled).await.ok()?;
+        }
+        Some(())
     }
 
     async fn tell_tables(&mut self, snapshot: &Arc<MeshSnapshot>, now: Instant) {
         let attempts = match &self.table_failure {
             Some(failure) if failure.retry_at > now => return,
             Some(failure) => failure.attempts,
+            None if self.told.is(snapshot) => return,
             None => 0,
         };
-        let (mut told, kernel, snapshot) = (
-            std::mem::take(&mut self.told),
-            Arc::clone(&self.node.kernel),
-            Arc::clone(snapshot),
-        );
-        let result = tokio::task::spawn_blocking(move || {
-            let outcome = told.tell(&kernel, &snapshot);
+        let mut told = std::mem::take(&mut self.told);
+        let (kernel, snapshot) = (Arc::clone(&self.node.kernel), Arc::clone(snapshot));
+        let told = spawn_blocking(move || {
+            let outcome = told.tell(&*kernel, &snapshot);
             (told, outcome)
-        })
-        .await;
+        });
         // A panic loses what was told, and the next call starts from scratch.
-        let Ok((told, outcome)) = result else { return };
+        let Ok((told, outcome)) = told.await else { return };
         self.told = told;
-        self.table_failure = match outcome {
-            Ok(()) => None,
-            Err(failure) => {
-                let attempts = attempts.saturating_add(1);
-                error!(
-                    error = &failure as &dyn std::error::Error,
-                    "no new pod is captured: the kernel's tables are incomplete"
-                );
-                Some(TableFailure {
-                    error: Arc::new(failure),
-                    attempts,
-                    retry_at: now + back_off(attempts),
-                })
+        self.table_failure = outcome.err().map(|failure| {
+            let attempts = attempts.saturating_add(1);
+            error!(
+                error = &failure as &dyn Error,
+                "the kernel's tables are incomplete: no new pod is captured"
+            );
+            TableFailure {
+                error: Arc::new(failure),
+                attempts,
+                retry_at: now + back_off(attempts),
             }
-        };
+        });
     }
 
     /// Once: releases what an earlier daemon captured and nobody wants any more. What is wanted is taken over by its
     /// capture, which finds its number by its namespace.
-    async fn take_over(&mut self, snapshot: &Arc<MeshSnapshot>) {
-        let Some(adopted) = self.adopted.take() else { return };
-        for adopted in adopted {
-            let found = find_namespace(snapshot, &self.settings.node_name, adopted);
-            match found {
-                Some(Found { workload: Some(_), .. }) => {
-                    debug!(
-                        number = adopted.number.get(),
-                        "a pod of an earlier daemon is taken over"
-                    );
+    async fn take_over(&mut self, snapshot: &Arc<MeshSnapshot>) -> Option<()> {
+        for adopted in self.adopted.take().unwrap_or_default() {
+            let number = adopted.number;
+            let outcome = match adopt::owner(snapshot, &self.settings.node_name, adopted) {
+                Owner::Wanted(workload) => {
+                    debug!(%workload, number = number.get(), "a pod of an earlier daemon is taken over");
+                    Ok(())
                 }
-                Some(Found {
-                    workload: None,
-                    namespace,
-                    path,
-                }) => {
+                Owner::Unwanted { namespace, path } => {
+                    info!(path = %path.display(), "a pod of an earlier daemon is not wanted any more");
                     let workload = WorkloadUid(path.display().to_string().into());
-                    match pod::abandoned(&self.node, adopted.number, workload.clone(), namespace, path) {
+                    match pod::unwanted(&self.node, number, workload.clone(), namespace, path) {
                         Ok(pod) => {
-                            info!(%workload, "a pod of an earlier daemon is not wanted any more");
-                            self.pods
-                                .insert(workload.clone(), Entry::Captured(captured(Arc::new(pod), any_policy())));
-                            self.begin_release(&workload, true).await;
+                            let captured = Captured::new(Arc::new(pod), any_policy());
+                            self.entries.insert(workload.clone(), Entry::Captured(captured));
+                            self.begin_release(&workload, true).await?;
+                            Ok(())
                         }
-                        Err(error) => warn!(%workload, error = &error as &dyn std::error::Error, "cannot release it"),
+                        Err(error) => Err(error),
                     }
                 }
-                None => {
-                    info!(number = adopted.number.get(), "a pod of an earlier daemon has ended");
-                    let forgotten = self
-                        .node
-                        .kernel
-                        .stop_steering(adopted.number)
-                        .map_err(|source| CaptureError::Steer { source })
-                        .and_then(|()| {
-                            let detached = self.node.kernel.detach_pod(adopted.number, None);
-                            detached.map_err(|source| CaptureError::Attach { source })
-                        });
-                    if let Err(error) = forgotten {
-                        warn!(error = &error as &dyn std::error::Error, "cannot forget it");
-                    }
+                Owner::Ended => {
+                    info!(number = number.get(), "a pod of an earlier daemon has ended");
+                    pod::forget(&self.node, number)
                 }
+            };
+            if let Err(error) = outcome {
+                warn!(
+                    number = number.get(),
+                    error = &error as &dyn Error,
+                    "a pod of an earlier daemon stays as it is"
+                );
             }
         }
+        Some(())
     }
 
     fn begin_capture(&mut self, wanted: Wanted) {
-        let attempts = match self.pods.get(&wanted.workload) {
-            Some(Entry::Failed { netns, attempts, .. }) if *netns == wanted.netns => *attempts,
-            Some(Entry::Failed { .. } | Entry::Busy { .. } | Entry::Captured(_)) | None => 0,
-        };
-        self.pods.insert(
-            wanted.workload.clone(),
-            Entry::Busy {
-                netns: wanted.netns.clone(),
-                attempts,
-            },
-        );
+        self.entries.begin(&wanted.workload, &wanted.netns);
         if let Some(failure) = &self.table_failure {
             let error = CaptureError::Tables {
                 source: Arc::clone(&failure.error),
@@ -328,112 +261,74 @@ impl Reconciler {
         });
     }
 
-    /// Two map writes: not worth a thread.
+    /// A few map writes: not worth a thread.
     fn set_policy(&mut self, workload: &WorkloadUid, policy: PodPolicy) {
-        let Some(Entry::Captured(captured)) = self.pods.get_mut(workload) else {
+        let Some(captured) = self.entries.captured(workload) else {
             return;
         };
         match pod::set_policy(&self.node, &captured.pod, &policy) {
             Ok(()) => captured.policy = policy,
-            // The plan finds it different again at the next tick.
-            Err(error) => {
-                warn!(%workload, error = &error as &dyn std::error::Error, "a pod's policy is not up to date")
-            }
+            // The next plan finds it different again.
+            Err(error) => warn!(%workload, error = &error as &dyn Error, "a pod's policy is not up to date"),
         }
     }
 
-    async fn begin_release(&mut self, workload: &WorkloadUid, drain: bool) {
-        let Some(entry) = self.pods.remove(workload) else {
-            return;
-        };
-        let Entry::Captured(captured) = entry else {
-            self.pods.insert(workload.clone(), entry);
-            return;
-        };
-        if let Refreshing::Watched { job } = &captured.refreshing {
-            job.abort();
+    async fn begin_release(&mut self, workload: &WorkloadUid, drain: bool) -> Option<()> {
+        let mut captured = self.entries.take_captured(workload)?;
+        if let Some(watch) = captured.watch.take() {
+            watch.abort();
         }
-        let (pod, attempts) = (captured.pod, captured.attempts);
-        self.pods.insert(
-            workload.clone(),
-            Entry::Busy {
-                netns: pod.path.clone(),
-                attempts,
-            },
-        );
-        let stopped = pod::stop_steering(&self.node, &pod);
-        if stopped.is_ok() && attempts == 0 {
+        let stopped = pod::stop_steering(&self.node, &captured.pod);
+        if stopped.is_ok() && std::mem::take(&mut captured.announced) {
             // Whoever serves it stops accepting, and goes on with what is open.
-            let _nobody_reads = self.events.send(CaptureEvent::Released(workload.clone())).await;
+            self.events.send(CaptureEvent::Released(workload.clone())).await.ok()?;
         }
-        let (node, drain) = (
-            self.node.clone(),
-            if drain {
-                self.settings.release_drain
-            } else {
-                Duration::ZERO
-            },
-        );
+        let node = self.node.clone();
+        let drain = if drain {
+            self.settings.release_drain
+        } else {
+            Duration::ZERO
+        };
         self.jobs.spawn(async move {
             let outcome = match stopped {
-                Ok(()) => release(&node, &pod, drain).await,
+                Ok(()) => release(&node, &captured.pod, drain).await,
                 Err(error) => Err(error),
             };
-            Done::Released {
-                pod,
-                policy: captured.policy,
-                attempts,
-                outcome,
-            }
+            Done::Released { captured, outcome }
         });
+        Some(())
     }
 
     /// `None` if nobody reads the events any more.
-    async fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) -> Option<()> {
+    async fn finish(&mut self, done: Result<Done, JoinError>) -> Option<()> {
         match done {
-            Ok(Done::Captured { wanted, outcome }) => self.captured(wanted, outcome).await,
+            Ok(Done::Captured { wanted, outcome }) => return self.captured(wanted, outcome).await,
             Ok(Done::Refreshed { pod, watch, outcome }) => {
-                if let Err(error) = &outcome {
-                    warn!(workload = %pod.workload, error = error as &dyn std::error::Error, "a pod is not up to date");
+                if let Some(captured) = self.entries.captured(&pod.workload) {
+                    captured.refresh = outcome.as_ref().err().map(|error| {
+                        let attempts = captured.refresh.map_or(0, |(attempts, _)| attempts).saturating_add(1);
+                        warn!(workload = %pod.workload, attempts, error = error as &dyn Error, "a pod is not up to date");
+                        (attempts, Instant::now() + back_off(attempts))
+                    });
                 }
-                if let Some(Entry::Captured(captured)) = self.pods.get(&pod.workload)
-                    && Arc::ptr_eq(&captured.pod, &pod)
-                {
-                    // A refresh that failed is tried again by the tick.
-                    self.arm(&pod, watch.filter(|_| outcome.is_ok()));
+                // One that failed is tried again by the tick, with a new watch.
+                self.arm(&pod, watch.filter(|_| outcome.is_ok()));
+            }
+            Ok(Done::NodeRefreshed { watch, outcome }) => {
+                if let Err(error) = outcome {
+                    warn!(
+                        error = &error as &dyn Error,
+                        "the kernel programs do not know the node's addresses"
+                    );
                 }
-                Some(())
+                self.arm_node(watch);
             }
-            Ok(Done::Released {
-                pod,
-                policy,
-                attempts,
-                outcome,
-            }) => {
-                let workload = pod.workload.clone();
-                match outcome {
-                    Ok(()) => {
-                        info!(%workload, "pod released");
-                        self.pods.remove(&workload);
-                    }
-                    Err(error) => {
-                        let attempts = attempts.saturating_add(1);
-                        warn!(%workload, attempts, error = &error as &dyn std::error::Error, "cannot release a pod yet");
-                        let mut entry = captured(pod, policy);
-                        entry.attempts = attempts;
-                        entry.retry_at = Some(Instant::now() + back_off(attempts));
-                        self.pods.insert(workload, Entry::Captured(entry));
-                    }
-                }
-                Some(())
-            }
-            // Only watches are aborted, by their release.
-            Err(join) if join.is_cancelled() => Some(()),
-            Err(join) => {
-                error!(error = &join as &dyn std::error::Error, "a step of capture panicked");
-                Some(())
-            }
+            Ok(Done::Released { captured, outcome }) => self.released(captured, outcome),
+            // Only watches are aborted, by the release of their pod.
+            Err(join) if join.is_cancelled() => {}
+            Err(join) => error!(error = &join as &dyn Error, "a step of capture panicked"),
         }
+        Some(())
     }
 
     async fn captured(
@@ -442,22 +337,20 @@ impl Reconciler {
         outcome: Result<(Pod, PodListeners, Watch), CaptureError>,
     ) -> Option<()> {
         let workload = wanted.workload;
-        let attempts = match self.pods.get(&workload) {
-            Some(Entry::Busy { attempts, .. }) => *attempts,
-            Some(Entry::Captured(_) | Entry::Failed { .. }) | None => 0,
-        };
         let event = match outcome {
             Ok((pod, listeners, watch)) => {
                 info!(%workload, netns = %pod.path.display(), "pod captured");
                 for moved in &listeners.moved {
-                    warn!(%workload, role = ?moved.role, port = moved.port, "the usual port is taken in the pod, another serves");
+                    let (role, port) = (moved.role, moved.port);
+                    warn!(%workload, ?role, port, "the usual port is taken in the pod, another serves");
                 }
                 let namespace = pod.namespace.clone();
                 let pod = Arc::new(pod);
-                self.pods.insert(
-                    workload.clone(),
-                    Entry::Captured(captured(Arc::clone(&pod), wanted.policy)),
-                );
+                let captured = Captured {
+                    announced: true,
+                    ..Captured::new(Arc::clone(&pod), wanted.policy)
+                };
+                self.entries.insert(workload.clone(), Entry::Captured(captured));
                 self.arm(&pod, Some(watch));
                 CaptureEvent::Captured(CapturedPod {
                     workload,
@@ -466,17 +359,9 @@ impl Reconciler {
                 })
             }
             Err(error) => {
-                let attempts = attempts.saturating_add(1);
-                let retry_at = Instant::now() + back_off(attempts);
-                warn!(%workload, attempts, reason = error.reason(), error = &error as &dyn std::error::Error, "pod not captured");
-                self.pods.insert(
-                    workload.clone(),
-                    Entry::Failed {
-                        netns: wanted.netns,
-                        attempts,
-                        retry_at,
-                    },
-                );
+                let attempts = self.entries.fail(&workload, wanted.netns, Instant::now());
+                let reason = error.reason();
+                warn!(%workload, attempts, reason, error = &error as &dyn Error, "pod not captured");
                 CaptureEvent::Failed {
                     workload,
                     error: Arc::new(error),
@@ -487,52 +372,95 @@ impl Reconciler {
         self.events.send(event).await.ok()
     }
 
-    /// Waits for changes in the pod's namespace, and refreshes it then.
-    fn arm(&mut self, pod: &Arc<Pod>, watch: Option<Watch>) {
-        let Some(Entry::Captured(captured)) = self.pods.get_mut(&pod.workload) else {
-            return;
-        };
-        captured.refreshing = match watch {
-            None => Refreshing::Unwatched,
-            Some(mut watch) => {
-                let (node, pod) = (self.node.clone(), Arc::clone(pod));
-                let job = self.jobs.spawn(async move {
-                    let heard = watch.changed().await;
-                    while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {}
-                    let watch = heard.is_ok().then_some(watch);
-                    refresh(node, pod, watch).await
-                });
-                Refreshing::Watched { job }
+    fn released(&mut self, mut captured: Captured, outcome: Result<(), CaptureError>) {
+        let workload = captured.pod.workload.clone();
+        match outcome {
+            Ok(()) => {
+                info!(%workload, "pod released");
+                self.entries.remove(&workload);
             }
-        };
-    }
-
-    fn look_after_namespaces(&mut self) {
-        for entry in self.pods.values_mut() {
-            let Entry::Captured(captured) = entry else { continue };
-            if !captured.gone && !leads_to(&captured.pod.path, &captured.pod.namespace) {
-                info!(workload = %captured.pod.workload, "the pod's namespace is gone");
-                captured.gone = true;
-            }
-            if !captured.gone && matches!(captured.refreshing, Refreshing::Unwatched) {
-                let (node, pod) = (self.node.clone(), Arc::clone(&captured.pod));
-                let job = self.jobs.spawn(async move {
-                    let watch = Watch::open(&pod.namespace).ok();
-                    refresh(node, pod, watch).await
-                });
-                captured.refreshing = Refreshing::Watched { job };
+            Err(error) => {
+                let attempts = captured.release_attempts().saturating_add(1);
+                warn!(%workload, attempts, error = &error as &dyn Error, "a pod cannot be released yet");
+                captured.release = Some((attempts, Instant::now() + back_off(attempts)));
+                self.entries.insert(workload, Entry::Captured(captured));
             }
         }
     }
+
+    /// Waits for changes in the pod's namespace, and refreshes it then.
+    fn arm(&mut self, pod: &Arc<Pod>, watch: Option<Watch>) {
+        let Some(captured) = self.entries.captured(&pod.workload) else {
+            return;
+        };
+        if !Arc::ptr_eq(&captured.pod, pod) {
+            return;
+        }
+        captured.watch = watch.map(|mut watch| {
+            let (node, pod) = (self.node.clone(), Arc::clone(pod));
+            self.jobs.spawn(async move {
+                let watch = heard(&mut watch).await.then_some(watch);
+                refresh(node, pod, watch).await
+            })
+        });
+    }
+
+    /// Tells the kernel side what is the node's own, now and after each change there.
+    fn arm_node(&mut self, watch: Option<Watch>) {
+        let node = self.node.clone();
+        self.jobs.spawn(async move {
+            let watch = match watch {
+                Some(mut watch) => heard(&mut watch).await.then_some(watch),
+                None => Watch::open(&node.namespace).ok(),
+            };
+            if watch.is_none() {
+                tokio::time::sleep(TICK).await;
+            }
+            let outcome = blocking(move || pod::set_node(&node)).await;
+            Done::NodeRefreshed { watch, outcome }
+        });
+    }
+
+    /// True if there is something to plan.
+    fn look(&mut self, now: Instant) -> bool {
+        let (node, jobs) = (&self.node, &mut self.jobs);
+        for captured in self.entries.all_captured() {
+            if captured.watch.is_some() || captured.refresh.is_some_and(|(_, retry_at)| retry_at > now) {
+                continue;
+            }
+            let (node, pod) = (node.clone(), Arc::clone(&captured.pod));
+            captured.watch = Some(jobs.spawn(async move {
+                let watch = Watch::open(&pod.namespace).ok();
+                refresh(node, pod, watch).await
+            }));
+        }
+        self.entries.look(now)
+            || self
+                .table_failure
+                .as_ref()
+                .is_some_and(|failure| failure.retry_at <= now)
+    }
+}
+
+/// True once something changed; false if the watch is broken.
+async fn heard(watch: &mut Watch) -> bool {
+    if watch.changed().await.is_err() {
+        return false;
+    }
+    while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {}
+    true
 }
 
 async fn refresh(node: Node, pod: Arc<Pod>, watch: Option<Watch>) -> Done {
     let outcome = blocking({
         let pod = Arc::clone(&pod);
         move || pod::refresh(&node, &pod)
-    })
-    .await;
-    Done::Refreshed { pod, watch, outcome }
+    });
+    Done::Refreshed {
+        outcome: outcome.await,
+        pod,
+        watch,
+    }
 }
 
 /// Lets what is open end by itself for a while, then ends it, then removes what it depended on.
@@ -552,62 +480,14 @@ async fn release(node: &Node, pod: &Arc<Pod>, drain: Duration) -> Result<(), Cap
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, CaptureError> + Send + 'static,
 ) -> Result<T, CaptureError> {
-    tokio::task::spawn_blocking(step)
-        .await
-        .unwrap_or(Err(CaptureError::Interrupted))
-}
-
-fn captured(pod: Arc<Pod>, policy: PodPolicy) -> Captured {
-    Captured {
-        pod,
-        policy,
-        gone: false,
-        refreshing: Refreshing::Unwatched,
-        attempts: 0,
-        retry_at: None,
-    }
+    spawn_blocking(step).await.unwrap_or(Err(CaptureError::Interrupted))
 }
 
 /// For a pod that is about to be released.
 fn any_policy() -> PodPolicy {
     PodPolicy {
-        mode: crate::kernel::PlaintextMode::Permissive,
+        mode: PlaintextMode::Permissive,
         restricted: false,
         port_modes: Vec::new(),
     }
-}
-
-/// True while `path` is where `namespace` is mounted.
-fn leads_to(path: &Path, namespace: &Namespace) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).is_ok_and(|facts| (facts.dev(), facts.ino()) == namespace.inode())
-}
-
-struct Found {
-    /// `None` if no pod that should be captured has it.
-    workload: Option<WorkloadUid>,
-    namespace: Namespace,
-    path: PathBuf,
-}
-
-/// Looks for the namespace of a pod that an earlier daemon captured: among the pods of the node, then where namespaces
-/// are usually mounted.
-fn find_namespace(snapshot: &MeshSnapshot, node_name: &str, adopted: AdoptedPod) -> Option<Found> {
-    let of_pods = snapshot
-        .workloads
-        .values()
-        .filter(|workload| is_on(workload, node_name))
-        .filter_map(|workload| Some((workload.enrolled.then(|| workload.uid.clone()), workload.netns.clone()?)));
-    let mounted = std::fs::read_dir("/run/netns")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some((None, entry.ok()?.path())));
-    of_pods.chain(mounted).find_map(|(workload, path)| {
-        let namespace = Namespace::open(&path).ok()?;
-        (namespace.cookie() == adopted.cookie).then_some(Found {
-            workload,
-            namespace,
-            path,
-        })
-    })
 }

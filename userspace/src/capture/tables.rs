@@ -1,8 +1,9 @@
 //! What the kernel is told about the whole cluster: pods by address, services by VIP and port, ranges. The differences
 //! between two snapshots are computed purely, and written in one place.
 
+use super::kernel_side::KernelSide;
 use crate::{
-    kernel::{Kernel, MapError, ServiceEntry, WorkloadEntry},
+    kernel::{MapError, ServiceEntry, WorkloadEntry},
     mesh::{
         MeshSnapshot, WorkloadUid,
         service::{Endpoint, Service},
@@ -29,12 +30,17 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// True if the kernel was told exactly this.
+    pub(super) fn is(&self, snapshot: &Arc<MeshSnapshot>) -> bool {
+        self.snapshot.as_ref().is_some_and(|told| Arc::ptr_eq(told, snapshot))
+    }
+
     /// Tells the kernel what changed since. Blocks for its system calls. Ranges come first: what they cover is steered
     /// while the rest is not yet written, never left alone.
     ///
     /// # Errors
     /// A map is full or unusable. The next call starts from scratch.
-    pub(super) fn tell(&mut self, kernel: &Kernel, snapshot: &Arc<MeshSnapshot>) -> Result<(), MapError> {
+    pub(super) fn tell(&mut self, kernel: &dyn KernelSide, snapshot: &Arc<MeshSnapshot>) -> Result<(), MapError> {
         let before = self.snapshot.take();
         let is_first = before.is_none();
 

@@ -8,7 +8,7 @@ use crate::net::Namespace;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage},
 };
 use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -21,6 +21,8 @@ use std::{io, net::IpAddr};
 pub struct Link {
     pub index: u32,
     pub name: String,
+    /// Of a kind that a pod makes itself to carry packets of others: a bridge (Docker, KubeVirt) or a tunnel device.
+    pub carries_others: bool,
 }
 
 /// `lo` has this index in every namespace.
@@ -41,18 +43,35 @@ pub fn links(namespace: &Namespace) -> Result<Vec<Link>, NetlinkError> {
         })
         .filter(|link| link.header.index != LOOPBACK_INDEX)
         .filter_map(|link| {
-            let index = link.header.index;
-            link.attributes.into_iter().find_map(|attribute| {
+            let name = link.attributes.iter().find_map(|attribute| {
                 if let LinkAttribute::IfName(name) = attribute {
-                    Some(Link { index, name })
+                    Some(name.clone())
                 } else {
                     None
                 }
+            })?;
+            Some(Link {
+                index: link.header.index,
+                name,
+                carries_others: carries_others(&link.attributes),
             })
         })
         .collect();
     links.sort_unstable();
     Ok(links)
+}
+
+fn carries_others(attributes: &[LinkAttribute]) -> bool {
+    let about = attributes.iter().filter_map(|attribute| {
+        if let LinkAttribute::LinkInfo(about) = attribute {
+            Some(about)
+        } else {
+            None
+        }
+    });
+    about
+        .flatten()
+        .any(|fact| matches!(fact, LinkInfo::Kind(InfoKind::Bridge | InfoKind::Tun)))
 }
 
 /// Every address of the namespace but the loopback ones, in order.
@@ -181,8 +200,16 @@ mod tests {
     fn interfaces_and_addresses_are_all_seen_but_loopback() {
         let Some(pod) = pod_namespace("watch-list") else { return };
         ip(&pod, "addr add 10.9.0.7 peer 10.9.9.9 dev wire");
-        let names: Vec<_> = links(&pod).unwrap().into_iter().map(|link| link.name).collect();
-        assert_eq!(names, ["wire", "eth0"]);
+        ip(&pod, "link add docker0 type bridge");
+        let links: Vec<_> = links(&pod)
+            .unwrap()
+            .into_iter()
+            .map(|link| (link.name, link.carries_others))
+            .collect();
+        assert_eq!(
+            links,
+            [("wire".into(), false), ("eth0".into(), false), ("docker0".into(), true)]
+        );
         let addresses: Vec<_> = addresses(&pod).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["10.9.0.1", "10.9.0.7", "fd09::1"]);
     }

@@ -1,0 +1,197 @@
+//! What the reconciling task remembers of each pod. No decisions and no system calls but one `stat` per pod.
+
+use super::{
+    plan::{Actual, back_off},
+    pod::Pod,
+};
+use crate::{kernel::PodPolicy, mesh::WorkloadUid, net::Namespace};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+use tokio::task::AbortHandle;
+
+#[derive(Default)]
+pub(super) struct Entries(BTreeMap<WorkloadUid, Entry>);
+
+pub(super) enum Entry {
+    /// A job holds it; `attempts` failed before.
+    Busy {
+        netns: PathBuf,
+        attempts: u32,
+    },
+    Captured(Captured),
+    Failed {
+        netns: PathBuf,
+        attempts: u32,
+        retry_at: Instant,
+    },
+}
+
+pub(super) struct Captured {
+    pub(super) pod: Arc<Pod>,
+    pub(super) policy: PodPolicy,
+    /// Its path no longer leads to its namespace.
+    pub(super) gone: bool,
+    /// Whoever serves it was told.
+    pub(super) announced: bool,
+    /// Waits for changes in its namespace, or deals with one; `None` if nothing tells of them.
+    pub(super) watch: Option<AbortHandle>,
+    /// A refresh that failed: how often, and when to try again.
+    pub(super) refresh: Option<(u32, Instant)>,
+    /// A release that failed: how often, and when to try again.
+    pub(super) release: Option<(u32, Instant)>,
+}
+
+impl Captured {
+    pub(super) fn new(pod: Arc<Pod>, policy: PodPolicy) -> Self {
+        Self {
+            pod,
+            policy,
+            gone: false,
+            announced: false,
+            watch: None,
+            refresh: None,
+            release: None,
+        }
+    }
+
+    pub(super) fn release_attempts(&self) -> u32 {
+        self.release.map_or(0, |(attempts, _)| attempts)
+    }
+}
+
+impl Entries {
+    pub(super) fn insert(&mut self, workload: WorkloadUid, entry: Entry) {
+        self.0.insert(workload, entry);
+    }
+
+    pub(super) fn remove(&mut self, workload: &WorkloadUid) {
+        self.0.remove(workload);
+    }
+
+    pub(super) fn captured(&mut self, workload: &WorkloadUid) -> Option<&mut Captured> {
+        match self.0.get_mut(workload)? {
+            Entry::Captured(captured) => Some(captured),
+            Entry::Busy { .. } | Entry::Failed { .. } => None,
+        }
+    }
+
+    /// Takes a captured pod out, to be released: it is busy from now on.
+    pub(super) fn take_captured(&mut self, workload: &WorkloadUid) -> Option<Captured> {
+        let attempts = self.captured(workload)?.release_attempts();
+        let netns = self.captured(workload)?.pod.path.clone();
+        match self.0.insert(workload.clone(), Entry::Busy { netns, attempts }) {
+            Some(Entry::Captured(captured)) => Some(captured),
+            Some(Entry::Busy { .. } | Entry::Failed { .. }) | None => None,
+        }
+    }
+
+    /// Marks a pod as busy with being captured.
+    pub(super) fn begin(&mut self, workload: &WorkloadUid, netns: &Path) {
+        let attempts = match self.0.get(workload) {
+            Some(Entry::Failed {
+                netns: before,
+                attempts,
+                ..
+            }) if before == netns => *attempts,
+            Some(Entry::Failed { .. } | Entry::Busy { .. } | Entry::Captured(_)) | None => 0,
+        };
+        self.insert(
+            workload.clone(),
+            Entry::Busy {
+                netns: netns.to_owned(),
+                attempts,
+            },
+        );
+    }
+
+    /// Marks an attempt to capture as failed, and says how many there were.
+    pub(super) fn fail(&mut self, workload: &WorkloadUid, netns: PathBuf, now: Instant) -> u32 {
+        let before = match self.0.get(workload) {
+            Some(Entry::Busy { attempts, .. } | Entry::Failed { attempts, .. }) => *attempts,
+            Some(Entry::Captured(_)) | None => 0,
+        };
+        let attempts = before.saturating_add(1);
+        self.insert(
+            workload.clone(),
+            Entry::Failed {
+                netns,
+                attempts,
+                retry_at: now + back_off(attempts),
+            },
+        );
+        attempts
+    }
+
+    /// What the plan wants to know.
+    pub(super) fn actual(&self, now: Instant) -> BTreeMap<WorkloadUid, Actual> {
+        let actual = |entry: &Entry| match entry {
+            Entry::Busy { netns, .. } => Actual::Busy { netns: netns.clone() },
+            Entry::Failed { netns, retry_at, .. } => Actual::Failed {
+                netns: netns.clone(),
+                retry_at: *retry_at,
+            },
+            Entry::Captured(captured) if captured.release.is_some_and(|(_, retry_at)| retry_at > now) => Actual::Busy {
+                netns: captured.pod.path.clone(),
+            },
+            Entry::Captured(Captured {
+                pod,
+                policy,
+                gone,
+                release,
+                ..
+            }) => Actual::Captured {
+                netns: pod.path.clone(),
+                policy: policy.clone(),
+                // A release that has begun is brought to its end: the pod is not steered any more.
+                gone: *gone || release.is_some(),
+            },
+        };
+        self.0
+            .iter()
+            .map(|(workload, entry)| (workload.clone(), actual(entry)))
+            .collect()
+    }
+
+    pub(super) fn all_captured(&mut self) -> impl Iterator<Item = &mut Captured> {
+        self.0.values_mut().filter_map(|entry| match entry {
+            Entry::Captured(captured) => Some(captured),
+            Entry::Busy { .. } | Entry::Failed { .. } => None,
+        })
+    }
+
+    /// True if every pod has been captured or has failed once.
+    pub(super) fn are_settled(&self) -> bool {
+        !self.0.values().any(|entry| matches!(entry, Entry::Busy { .. }))
+    }
+
+    /// True if something that waited may be tried again, or a namespace has gone since the last call.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        let mut is_due = false;
+        for entry in self.0.values_mut() {
+            is_due |= match entry {
+                Entry::Busy { .. } => false,
+                Entry::Failed { retry_at, .. } => *retry_at <= now,
+                Entry::Captured(captured) => {
+                    let is_gone = !captured.gone && !leads_to(&captured.pod.path, &captured.pod.namespace);
+                    captured.gone |= is_gone;
+                    is_gone || captured.release.is_some_and(|(_, retry_at)| retry_at <= now)
+                }
+            };
+        }
+        is_due
+    }
+}
+
+/// True while `path` is where `namespace` is mounted, as far as can be seen.
+fn leads_to(path: &Path, namespace: &Namespace) -> bool {
+    match std::fs::metadata(path) {
+        Ok(facts) => (facts.dev(), facts.ino()) == namespace.inode(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
