@@ -228,26 +228,15 @@ impl Meta {
     /// An object without a legible name or namespace, or with a label that is no text: it could slip out of a selector.
     pub(super) fn read(kind: Kind, object: &Field<'_>, findings: &mut Findings) -> Result<Self, Finding> {
         let meta = object.get("metadata");
+        let id = ObjectRef::of(kind, object, findings)?;
         let mut illegible = Findings::default();
         let labels = meta.get("labels").texts(&mut illegible);
         if let Some(finding) = illegible.0.pop() {
             return Err(finding);
         }
-        let name = meta.get("name");
-        let unnamed = || Finding::new("metadata.name", Flaw::Missing);
-        let text = name
-            .text(findings)
-            .filter(|text| !text.is_empty())
-            .ok_or_else(unnamed)?;
-        let namespace = if kind.is_cluster_scoped() {
-            ""
-        } else {
-            let namespace = legible(&meta.get("namespace"), findings, Field::text)?;
-            namespace.filter(|text| !text.is_empty()).unwrap_or("default")
-        };
         Ok(Self {
-            namespace: namespace.into(),
-            name: text.into(),
+            namespace: id.namespace,
+            name: id.name,
             uid: meta
                 .get("uid")
                 .text(findings)
@@ -606,13 +595,26 @@ impl EndpointSlice {
 
 impl ObjectRef {
     /// # Errors
-    /// An object without a legible name.
+    /// An object without a legible name, or with an illegible namespace.
     pub fn read(kind: Kind, value: &Value) -> Result<Self, Finding> {
-        let meta = Meta::read(kind, &Field::root(value), &mut Findings::default())?;
+        Self::of(kind, &Field::root(value), &mut Findings::default())
+    }
+
+    /// An object that names no namespace is of `default`, as for kubectl.
+    fn of(kind: Kind, object: &Field<'_>, findings: &mut Findings) -> Result<Self, Finding> {
+        let meta = object.get("metadata");
+        let name = legible(&meta.get("name"), findings, Field::text)?.filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| Finding::new("metadata.name", Flaw::Missing))?;
+        let namespace = if kind.is_cluster_scoped() {
+            ""
+        } else {
+            let namespace = legible(&meta.get("namespace"), findings, Field::text)?;
+            namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default")
+        };
         Ok(Self {
             kind,
-            namespace: meta.namespace,
-            name: meta.name,
+            namespace: namespace.into(),
+            name: name.into(),
         })
     }
 }

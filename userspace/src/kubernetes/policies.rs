@@ -1,6 +1,9 @@
 //! AuthorizationPolicy and PeerAuthentication as Kubernetes holds them, read into their parsed forms. Whatever cannot be
 //! judged makes the policy stricter, never weaker, and is reported.
 
+#[cfg(test)]
+mod tests;
+
 use super::{
     field::{Field, Findings},
     objects::Meta,

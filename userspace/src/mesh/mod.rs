@@ -1,6 +1,8 @@
 //! The mesh as plain values and pure functions: no async, no I/O, no clock, no lock.
 
 pub mod balance;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod identity;
 pub mod policy;
 pub mod route;

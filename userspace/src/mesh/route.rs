@@ -129,3 +129,163 @@ fn to_pod(
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::fixtures::{endpoint, identity, service, snapshot, workload};
+
+    fn to(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// `web` and `api` in the mesh, `old` outside, `host` on its node's network, and services in front of some.
+    fn mesh() -> MeshSnapshot {
+        let outside = Workload {
+            protocol: Protocol::Tcp,
+            ..workload("shop", "old", "10.244.1.9")
+        };
+        let host = Workload {
+            host_network: true,
+            protocol: Protocol::Tcp,
+            ..workload("shop", "host", "10.244.9.9")
+        };
+        let mut deaf = endpoint("10.244.1.2");
+        deaf.ready = false;
+        snapshot(
+            vec![
+                workload("shop", "web", "10.244.1.1"),
+                workload("shop", "api", "10.244.1.2"),
+                outside,
+                host,
+            ],
+            vec![
+                service("api", "10.96.0.2", vec![endpoint("10.244.1.2")]),
+                service("web", "10.96.0.1", vec![endpoint("10.244.1.1")]),
+                service("old", "10.96.0.9", vec![endpoint("10.244.1.9")]),
+                service("deaf", "10.96.0.3", vec![deaf]),
+                service("ahead", "10.96.0.4", vec![endpoint("10.244.7.7")]),
+                service("outside", "10.96.0.5", vec![endpoint("192.0.2.5")]),
+                service("host", "10.96.0.6", vec![endpoint("10.244.9.9")]),
+            ],
+        )
+    }
+
+    fn from_web(destination: &str) -> Route {
+        let mesh = mesh();
+        let web = mesh.workload_at("10.244.1.1".parse().unwrap()).unwrap();
+        route(&mesh, web, to(destination), 0)
+    }
+
+    #[test]
+    fn a_pod_of_the_mesh_is_reached_by_its_address_through_port_15008() {
+        let Route::Hbone {
+            next_hop,
+            authority,
+            peer,
+            destination,
+            service,
+        } = from_web("10.244.1.2:9000")
+        else {
+            panic!("not HBONE")
+        };
+        assert_eq!((next_hop, authority), (to("10.244.1.2:15008"), to("10.244.1.2:9000")));
+        assert_eq!(peer, identity("shop", "api"));
+        assert_eq!((&*destination.name, service), ("api", None));
+    }
+
+    #[test]
+    fn a_vip_becomes_an_endpoint_and_the_target_port() {
+        let Route::Hbone {
+            next_hop,
+            authority,
+            peer,
+            service,
+            ..
+        } = from_web("10.96.0.2:80")
+        else {
+            panic!("not HBONE")
+        };
+        assert_eq!((next_hop, authority), (to("10.244.1.2:15008"), to("10.244.1.2:8080")));
+        assert_eq!(peer, identity("shop", "api"));
+        assert_eq!(&*service.unwrap().key.name, "api");
+    }
+
+    #[test]
+    fn a_v4_mapped_destination_is_the_v4_one() {
+        assert_eq!(from_web("[::ffff:10.244.1.2]:9000"), from_web("10.244.1.2:9000"));
+        assert_eq!(from_web("[::ffff:10.96.0.2]:80"), from_web("10.96.0.2:80"));
+    }
+
+    #[test]
+    fn a_pod_that_calls_itself_never_leaves_itself() {
+        for (dialled, reached) in [
+            ("10.96.0.1:80", "10.244.1.1:8080"),
+            ("10.244.1.1:8080", "10.244.1.1:8080"),
+        ] {
+            let Route::Passthrough {
+                destination, workload, ..
+            } = from_web(dialled)
+            else {
+                panic!("{dialled}")
+            };
+            assert_eq!(
+                (destination, &*workload.unwrap().name),
+                (to(reached), "web"),
+                "{dialled}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_known_to_be_outside_the_mesh_is_left_alone() {
+        for (dialled, reached, name) in [
+            ("10.244.1.9:5432", "10.244.1.9:5432", Some("old")),
+            ("10.96.0.9:80", "10.244.1.9:8080", Some("old")),
+            ("10.244.9.9:80", "10.244.9.9:80", None),
+            ("10.96.0.6:80", "10.244.9.9:8080", None),
+            ("192.0.2.1:443", "192.0.2.1:443", None),
+            ("10.96.0.5:80", "192.0.2.5:8080", None),
+        ] {
+            let Route::Passthrough {
+                destination, workload, ..
+            } = from_web(dialled)
+            else {
+                panic!("{dialled}")
+            };
+            assert_eq!(
+                (destination, workload.as_ref().map(|w| &*w.name)),
+                (to(reached), name),
+                "{dialled}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_address_of_the_cluster_is_not_called_outside() {
+        assert_eq!(from_web("10.244.200.1:80"), Route::Unknown);
+        assert_eq!(from_web("10.100.0.1:80"), Route::Unknown);
+        assert_eq!(
+            from_web("10.96.0.4:80"),
+            Route::Unknown,
+            "an endpoint whose pod is not known yet"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_routed_is_refused_by_name() {
+        for (dialled, reason) in [
+            ("127.0.0.1:15001", Refusal::OwnListener),
+            ("127.0.0.1:80", Refusal::OwnListener),
+            ("[::1]:15008", Refusal::OwnListener),
+            ("0.0.0.0:80", Refusal::OwnListener),
+            ("[::ffff:127.0.0.1]:15001", Refusal::OwnListener),
+            ("10.244.1.1:15008", Refusal::OwnListener),
+            ("10.244.1.2:15008", Refusal::OwnListener),
+            ("10.96.0.3:80", Refusal::NoHealthyUpstream),
+            ("10.96.0.2:81", Refusal::NoSuchServicePort),
+        ] {
+            assert_eq!(from_web(dialled), Route::Refuse(reason), "{dialled}");
+        }
+    }
+}

@@ -58,6 +58,8 @@ pub(super) struct Directory {
     /// Network namespaces of this node's pods, and whether they are there.
     namespaces: BTreeMap<ObjectRef, (PathBuf, bool)>,
     unlisted: BTreeMap<PathBuf, String>,
+    /// To be looked at again: just changed, just being written, or just gone.
+    later: BTreeSet<PathBuf>,
     problems: BTreeMap<ProblemKey, Vec<Problem>>,
 }
 
@@ -116,6 +118,7 @@ impl Directory {
             applied: HashMap::new(),
             namespaces: BTreeMap::new(),
             unlisted: BTreeMap::new(),
+            later: BTreeSet::new(),
             problems: BTreeMap::new(),
         }
     }
@@ -134,6 +137,7 @@ impl Directory {
             touched: BTreeSet::new(),
             outcome: Outcome::default(),
         };
+        let later = std::mem::take(&mut self.later);
         match scope {
             Scope::First | Scope::All => {
                 let listed = self.list(&mut scan);
@@ -148,7 +152,8 @@ impl Directory {
                     self.seen(&Arc::new(path), stamp, is_being_written, &mut scan);
                 }
             }
-            Scope::Paths(paths) => {
+            Scope::Paths(mut paths) => {
+                paths.extend(later);
                 for path in paths {
                     let path = Arc::new(path);
                     match fs::metadata(&*path) {
@@ -245,6 +250,7 @@ impl Directory {
             }
         }
         if !scan.first && (is_being_written(path) || stamp.age(scan.now.wall).is_some_and(|age| age < FRESH)) {
+            self.later.insert(path.to_path_buf());
             scan.look_again_in(FRESH);
             return;
         }
@@ -264,6 +270,7 @@ impl Directory {
         };
         let after = fs::metadata(&**path).map(|metadata| Stamp::of(&metadata));
         if !scan.first && (after.ok() != Some(stamp) || is_being_written(path)) {
+            self.later.insert(path.to_path_buf());
             scan.look_again_in(FRESH);
             return;
         }
@@ -283,6 +290,7 @@ impl Directory {
         let since = *file.gone_since.get_or_insert(scan.now.monotonic);
         let left = GONE.saturating_sub(scan.now.monotonic.duration_since(since));
         if !left.is_zero() && file.holds.iter().any(|(object, _)| object.kind.restricts()) {
+            self.later.insert(path.to_path_buf());
             scan.look_again_in(left);
             return;
         }
