@@ -5,6 +5,7 @@
 pub mod authority;
 pub mod bundle;
 pub mod issuer;
+mod keeper;
 pub mod key;
 pub mod rotation;
 pub mod store;

@@ -1,36 +1,26 @@
-//! The certificates of this node: one per identity with a captured pod, fetched, renewed and kept. One task owns the
-//! work; everybody else reads what it publishes. Not here: when (`rotation`) and from where (`issuer`).
+//! The certificates of this node, as connections, tables and readiness see them: one per identity with a captured pod.
+//! Not here: the task that fetches and renews them (`keeper`).
 
 use super::{
-    bundle::{BundleError, Trust, TrustBundle},
+    bundle::Trust,
+    keeper::{ISSUE_DEADLINE, Keeper},
     key::DaemonKey,
-    read_bounded,
-    rotation::Rotation,
     svid::{Svid, SvidError},
-    verify::{PeerRejected, verify_peer},
+    verify::PeerRejected,
 };
 use crate::mesh::{SpiffeId, TrustDomain};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     future::Future,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, task::JoinSet, time::timeout};
-use tracing::{debug, info, warn};
+use tokio::{sync::watch, time::timeout};
 
 /// How long a connection waits for the certificate it needs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long one request to the CA may take in all.
-const ISSUE_DEADLINE: Duration = Duration::from_secs(15);
-/// Requests to the CA at once.
-const MOST_REQUESTS: usize = 16;
-/// The wall clock may jump (suspend, NTP) while we sleep: look at it at least so often.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// A root file beyond this is no trust bundle.
-const MAX_BUNDLE_BYTES: usize = 1 << 20;
 
 /// Where certificates come from.
 pub trait Issue: Send + Sync + 'static {
@@ -87,6 +77,8 @@ pub enum FetchError {
     Unacceptable(#[source] PeerRejected),
     #[error("what the CA issued cannot be used")]
     Unusable(#[source] SvidError),
+    #[error("the request ended unexpectedly")]
+    Panicked,
 }
 
 /// One line of the table of certificates.
@@ -119,16 +111,18 @@ pub enum CertificateStatus {
     Unavailable(String),
 }
 
+/// What the keeper knows, for everybody to read.
 #[derive(Debug, Default)]
-struct Published {
-    trust: Option<Arc<Trust>>,
-    entries: HashMap<SpiffeId, Entry>,
+pub(super) struct Published {
+    pub(super) trust: Option<Arc<Trust>>,
+    pub(super) entries: HashMap<SpiffeId, Entry>,
 }
 
 #[derive(Debug, Default)]
-struct Entry {
-    svid: Option<Arc<Svid>>,
-    failure: Option<Arc<FetchError>>,
+pub(super) struct Entry {
+    pub(super) svid: Option<Arc<Svid>>,
+    /// Why the last try failed, if it did.
+    pub(super) failure: Option<Arc<FetchError>>,
 }
 
 impl Published {
@@ -152,18 +146,7 @@ impl CertStore {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (wanted, wants) = watch::channel(BTreeSet::new());
         let (publish, published) = watch::channel(Published::default());
-        let keeper = Keeper {
-            issuer: Arc::new(issuer),
-            key,
-            settings,
-            wants,
-            publish,
-            trust: None,
-            bundle_text: Vec::new(),
-            rotations: HashMap::new(),
-            fetching: JoinSet::new(),
-            in_flight: HashSet::new(),
-        };
+        let keeper = Keeper::new(issuer, key, settings, wants, publish);
         (
             Self {
                 wanted: Arc::new(wanted),
@@ -292,214 +275,11 @@ fn summary(id: &SpiffeId, entry: &Entry, now: SystemTime) -> CertificateSummary 
     }
 }
 
-/// Owns the work: reads the trust bundle, asks the CA, publishes.
-struct Keeper<I> {
-    issuer: Arc<I>,
-    key: DaemonKey,
-    settings: StoreSettings,
-    wants: watch::Receiver<BTreeSet<SpiffeId>>,
-    publish: watch::Sender<Published>,
-    trust: Option<Arc<Trust>>,
-    bundle_text: Vec<u8>,
-    rotations: HashMap<SpiffeId, Rotation>,
-    fetching: JoinSet<(SpiffeId, Result<Vec<CertificateDer<'static>>, FetchError>)>,
-    in_flight: HashSet<SpiffeId>,
-}
-
-impl<I: Issue> Keeper<I> {
-    async fn run(mut self, stop: impl Future<Output = ()> + Send) {
-        let mut stop = std::pin::pin!(stop);
-        let mut reread = tokio::time::interval(self.settings.reread);
-        reread.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            self.start_due(SystemTime::now());
-            let nap = self.nap(SystemTime::now());
-            tokio::select! {
-                () = &mut stop => return,
-                changed = self.wants.changed() => match changed {
-                    Ok(()) => self.follow_wants(SystemTime::now()),
-                    Err(_) => return, // every CertStore is gone
-                },
-                Some(fetched) = self.fetching.join_next() => if let Ok((id, chain)) = fetched {
-                    self.in_flight.remove(&id);
-                    self.arrived(id, chain, SystemTime::now());
-                },
-                _ = reread.tick() => self.reread_bundle().await,
-                () = tokio::time::sleep(nap) => {}
-            }
-        }
-    }
-
-    fn follow_wants(&mut self, now: SystemTime) {
-        let wanted = self.wants.borrow_and_update().clone();
-        self.rotations.retain(|id, _| wanted.contains(id));
-        for id in &wanted {
-            self.rotations.entry(id.clone()).or_insert_with(|| Rotation::new(now));
-        }
-        self.publish.send_modify(|table| {
-            table.entries.retain(|id, _| wanted.contains(id));
-            for id in wanted {
-                table.entries.entry(id).or_default();
-            }
-        });
-    }
-
-    fn start_due(&mut self, now: SystemTime) {
-        if self.trust.is_none() {
-            return;
-        }
-        let room = MOST_REQUESTS.saturating_sub(self.in_flight.len());
-        let due = self
-            .rotations
-            .iter()
-            .filter(|(id, rotation)| rotation.due() <= now && !self.in_flight.contains(*id));
-        for id in due.map(|(id, _)| id.clone()).take(room).collect::<Vec<_>>() {
-            let (issuer, key) = (self.issuer.clone(), self.key.clone());
-            self.in_flight.insert(id.clone());
-            self.fetching.spawn(async move {
-                let chain = match timeout(ISSUE_DEADLINE, issuer.issue(&key, &id)).await {
-                    Ok(Ok(chain)) => Ok(chain),
-                    Ok(Err(error)) => Err(FetchError::Issue(Box::new(error))),
-                    Err(_) => Err(FetchError::Deadline),
-                };
-                (id, chain)
-            });
-        }
-    }
-
-    fn nap(&self, now: SystemTime) -> Duration {
-        if self.trust.is_none() || self.in_flight.len() >= MOST_REQUESTS {
-            return LONGEST_SLEEP;
-        }
-        let waiting = self.rotations.iter().filter(|(id, _)| !self.in_flight.contains(*id));
-        let next = waiting
-            .map(|(_, rotation)| rotation.due().duration_since(now).unwrap_or_default())
-            .min();
-        next.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
-    }
-
-    fn arrived(&mut self, id: SpiffeId, chain: Result<Vec<CertificateDer<'static>>, FetchError>, now: SystemTime) {
-        let Some(rotation) = self.rotations.get_mut(&id) else {
-            return; // no longer wanted
-        };
-        let Some(trust) = &self.trust else { return };
-        let svid = chain.and_then(|chain| accept(&id, chain, &self.key, trust));
-        match svid {
-            Ok(svid) => {
-                rotation.issued(now, svid.not_after(), rand::random());
-                info!(%id, serial = svid.serial(), renewal_in = ?until(now, rotation.due()), "certificate issued");
-                let entry = Entry {
-                    svid: Some(Arc::new(svid)),
-                    failure: None,
-                };
-                self.publish.send_modify(|table| drop(table.entries.insert(id, entry)));
-            }
-            Err(error) => {
-                rotation.failed(now, rand::random());
-                let (failures, retry_in) = (rotation.failures(), until(now, rotation.due()));
-                if failures == 1 {
-                    warn!(%id, error = with_causes(&error), ?retry_in, "no certificate; trying again");
-                } else {
-                    debug!(%id, error = with_causes(&error), failures, ?retry_in, "no certificate; trying again");
-                }
-                self.publish.send_modify(|table| {
-                    table.entries.entry(id).or_default().failure = Some(Arc::new(error));
-                });
-            }
-        }
-    }
-
-    /// A file that cannot be used changes nothing: the last good bundle stays.
-    async fn reread_bundle(&mut self) {
-        let path = &self.settings.ca_root;
-        let text = match read_bounded(path, MAX_BUNDLE_BYTES).await {
-            Ok(text) => text,
-            Err(error) => {
-                if self.bundle_text != error.to_string().as_bytes() {
-                    warn!(path = %path.display(), %error, "cannot read the trust bundle");
-                    self.bundle_text = error.to_string().into_bytes();
-                }
-                return self.without_trust();
-            }
-        };
-        if text == self.bundle_text {
-            return;
-        }
-        let bundle: Result<TrustBundle, BundleError> = TrustBundle::from_pem(&text);
-        self.bundle_text = text;
-        match bundle {
-            Ok(bundle) => {
-                info!(path = %path.display(), roots = bundle.roots().len(), "trust bundle read");
-                self.adopt(Arc::new(Trust {
-                    bundle,
-                    domains: self.settings.trust_domains.clone(),
-                }));
-            }
-            Err(error) => {
-                warn!(path = %path.display(), %error, "the trust bundle cannot be used");
-                self.without_trust();
-            }
-        }
-    }
-
-    /// Tells those who wait for a first certificate what is missing.
-    fn without_trust(&mut self) {
-        if self.trust.is_some() {
-            return;
-        }
-        let failure = Arc::new(FetchError::NoTrust {
-            path: self.settings.ca_root.clone(),
-        });
-        self.publish.send_modify(|table| {
-            for entry in table.entries.values_mut() {
-                entry.failure = Some(failure.clone());
-            }
-        });
-    }
-
-    fn adopt(&mut self, trust: Arc<Trust>) {
-        let now = SystemTime::now();
-        let rotations = &mut self.rotations;
-        self.publish.send_modify(|table| {
-            for (id, entry) in &mut table.entries {
-                let Some(svid) = &entry.svid else { continue };
-                if verify_peer(svid.chain(), &trust, Some(id), UnixTime::now()).is_err()
-                    && let Some(rotation) = rotations.get_mut(id)
-                {
-                    rotation.hasten(now);
-                }
-                match svid.under(trust.clone()) {
-                    Ok(svid) => entry.svid = Some(Arc::new(svid)),
-                    Err(error) => entry.failure = Some(Arc::new(FetchError::Unusable(error))),
-                }
-            }
-            table.trust = Some(trust.clone());
-        });
-        self.trust = Some(trust);
-    }
-}
-
-/// Checks what the CA gave as a peer would, before anybody relies on it. Roots do not go on the wire.
-fn accept(
-    id: &SpiffeId,
-    mut chain: Vec<CertificateDer<'static>>,
-    key: &DaemonKey,
-    trust: &Arc<Trust>,
-) -> Result<Svid, FetchError> {
-    chain.retain(|certificate| !trust.bundle.holds(certificate));
-    verify_peer(&chain, trust, Some(id), UnixTime::now()).map_err(FetchError::Unacceptable)?;
-    Svid::new(id.clone(), chain, key.signing(), trust.clone()).map_err(FetchError::Unusable)
-}
-
 fn system_time(time: UnixTime) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs())
 }
 
-fn until(now: SystemTime, then: SystemTime) -> Duration {
-    then.duration_since(now).unwrap_or_default()
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
