@@ -205,7 +205,11 @@ impl CaClient {
         Err(last)
     }
 
-    async fn call(&self, request: tonic::Request<IstioCertificateRequest>) -> Result<Vec<String>, IssueError> {
+    /// One call with this very request.
+    pub(crate) async fn call(
+        &self,
+        request: tonic::Request<IstioCertificateRequest>,
+    ) -> Result<Vec<String>, IssueError> {
         let tasks = OwnedTasks::default();
         let stream = TokioIo::new(self.connect().await?);
         let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(tasks.clone(), stream)

@@ -183,7 +183,7 @@ impl<I: Issue> Keeper<I> {
     }
 
     /// A file that cannot be used changes nothing: the last good bundle stays.
-    async fn reread_bundle(&mut self) {
+    pub(super) async fn reread_bundle(&mut self) {
         let path = self.settings.ca_root.clone();
         let read = read_bounded(&path, MAX_BUNDLE_BYTES)
             .await

@@ -16,6 +16,8 @@ pub mod verify;
 #[cfg(test)]
 mod peer_table;
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 
 pub use authority::Authority;

@@ -243,6 +243,11 @@ impl CertStore {
         lines
     }
 
+    #[cfg(test)]
+    pub(crate) fn be_patient_for(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     fn absence(&self, id: &SpiffeId) -> CertError {
         let id = id.clone();
         match self.published.borrow().entries.get(&id) {

@@ -2,6 +2,8 @@
 
 mod server;
 mod signing;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use server::ServingError;

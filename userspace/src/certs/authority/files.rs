@@ -201,7 +201,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CaDirError> {
 }
 
 /// PEM text of DER bytes (RFC 7468: base64, 64 characters a line).
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
+pub(in crate::certs) fn pem(label: &str, der: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = format!("-----BEGIN {label}-----\n");
     for line in der.chunks(48) {
