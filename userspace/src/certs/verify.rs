@@ -168,9 +168,14 @@ fn verify_path(
             None,
             None,
         )
-        .map_err(|error| match from_webpki(error) {
-            PeerRejected::UnknownIssuer if certificate.issuer() == certificate.subject() => PeerRejected::SelfSigned,
-            other => other,
+        .map_err(|error| {
+            let rejected = from_webpki(error);
+            let own = certificate.issuer() == certificate.subject();
+            if own && rejected == PeerRejected::UnknownIssuer {
+                PeerRejected::SelfSigned
+            } else {
+                rejected
+            }
         })?;
     check_issuers(&path, trust, now)
 }
@@ -229,7 +234,7 @@ impl LeafFacts {
             if let ParsedExtension::BasicConstraints(constraints) = parsed {
                 facts.ca = constraints.ca;
             } else if let ParsedExtension::KeyUsage(usage) = parsed {
-                facts.usage = Some(usage.clone());
+                facts.usage = Some(*usage);
             } else if let ParsedExtension::ExtendedKeyUsage(ExtendedKeyUsage {
                 server_auth,
                 client_auth,
