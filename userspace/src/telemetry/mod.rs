@@ -2,6 +2,7 @@
 //! Not here: the servers that hand it out (`admin`).
 
 pub mod access;
+pub mod dump;
 pub mod gauges;
 pub mod labels;
 mod lines;

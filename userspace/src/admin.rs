@@ -1,1 +1,0 @@
-//! The admin, metrics and readiness ports of the daemon.
