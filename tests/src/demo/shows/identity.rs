@@ -1,8 +1,10 @@
 //! Who talked to whom, proven: the access log's identities, and the certificates behind them.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::demo::report::Report;
@@ -49,56 +51,57 @@ fn names_both(line: &str, side: &str) -> bool {
 
 pub fn certificates(stage: &Stage, report: &mut Report) {
     for (node, identities) in [(Node::A, [CLIENT, WEB]), (Node::B, [STORE, WEB])] {
-        let mut lines = Vec::new();
-        report.show(
-            &format!(
-                "node {} holds a certificate of each identity that runs there, and of no other",
-                node.letter()
-            ),
-            || {
-                lines = certificates_in(&stage.mesh.daemon(node).config_dump()?)?;
-                let held: BTreeSet<&str> = lines.iter().filter_map(|line| line.split_whitespace().next()).collect();
-                ensure!(
-                    held == BTreeSet::from(identities),
-                    "it holds {held:?}, not {identities:?}"
-                );
-                Ok(String::new())
-            },
+        let mut leaves = Vec::new();
+        let claim = format!(
+            "node {} holds a certificate of each identity that runs there, and of no other",
+            node.letter()
         );
-        for line in &lines {
-            report.quote(line);
+        report.show(&claim, || {
+            leaves = leaves_in(stage.mesh.daemon(node).config_dump()?)?;
+            let held: BTreeSet<&str> = leaves.iter().map(|leaf| leaf.name.as_str()).collect();
+            ensure!(
+                held == BTreeSet::from(identities),
+                "it holds {held:?}, not {identities:?}"
+            );
+            ensure!(leaves.iter().all(|leaf| leaf.valid), "not all of them are valid");
+            Ok(String::new())
+        });
+        for leaf in &leaves {
+            report.quote(&leaf.to_string());
         }
     }
 }
 
-/// One line per certificate of the daemon: its identity, then whatever else the daemon tells of it.
-fn certificates_in(dump: &Value) -> Result<Vec<String>> {
-    let entries = dump["certificates"]
-        .as_array()
-        .context("the config dump has no certificates")?;
-    let mut lines = Vec::new();
-    for entry in entries {
-        let object = entry
-            .as_object()
-            .context("a certificate in the config dump is no object")?;
-        let mut name = None;
-        let mut rest = Vec::new();
-        for (key, value) in object {
-            match value {
-                Value::String(text) if text.starts_with("spiffe://") => name = Some(text.clone()),
-                Value::String(text) => rest.push(format!("{key} {text}")),
-                Value::Number(number) => rest.push(format!("{key} {number}")),
-                Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {}
-            }
-        }
-        lines.push(format!(
-            "{}  {}",
-            name.context("a certificate without an identity")?,
-            rest.join(", ")
-        ));
+/// What the daemon tells of a certificate.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Certificate {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    valid: bool,
+    serial_number: Option<String>,
+    not_before: Option<String>,
+    not_after: Option<String>,
+}
+
+impl fmt::Display for Certificate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
+        let [serial, from, to] = [&self.serial_number, &self.not_before, &self.not_after].map(or_unknown);
+        write!(out, "{}  valid {from} to {to}, serial {serial}", self.name)
     }
-    lines.sort();
-    Ok(lines)
+}
+
+/// The certificates of workloads in the daemon's dump, by name.
+fn leaves_in(dump: Value) -> Result<Vec<Certificate>> {
+    let entries = dump
+        .get("certificates")
+        .context("the config dump has no certificates")?;
+    let mut leaves: Vec<Certificate> = serde_json::from_value(entries.clone()).context("read the certificates")?;
+    leaves.retain(|certificate| certificate.kind == "Leaf");
+    leaves.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(leaves)
 }
 
 #[cfg(test)]
@@ -114,10 +117,15 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_listed_by_identity() -> Result<()> {
-        let dump = serde_json::json!({"certificates": [{"identity": WEB, "notAfter": "tomorrow"}]});
-        assert_eq!(certificates_in(&dump)?, [format!("{WEB}  notAfter tomorrow")]);
-        assert!(certificates_in(&serde_json::json!({})).is_err());
+    fn the_certificates_of_workloads_are_read_from_the_dump() -> Result<()> {
+        let dump = serde_json::json!({"certificates": [
+            {"name": "CN=root", "type": "Root", "status": "Available", "valid": true},
+            {"name": WEB, "type": "Leaf", "status": "Available", "valid": true, "serialNumber": "7",
+             "notBefore": "today", "notAfter": "tomorrow"},
+        ]});
+        let leaves: Vec<String> = leaves_in(dump)?.iter().map(Certificate::to_string).collect();
+        assert_eq!(leaves, [format!("{WEB}  valid today to tomorrow, serial 7")]);
+        assert!(leaves_in(serde_json::json!({})).is_err());
         Ok(())
     }
 }
