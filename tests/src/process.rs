@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -250,6 +250,31 @@ impl Process {
             self.log().lines().find(|line| line.contains(text)).map(str::to_owned)
         })
         .with_context(|| format!("its log ends with: {}", tail(&self.log())))
+    }
+
+    /// Waits for the first line on a piped standard output.
+    pub fn read_line(&mut self, deadline: Duration) -> Result<String> {
+        let stdout = self.child.stdout.take().context("standard output is not a pipe")?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut reader = io::BufReader::new(stdout);
+            let mut line = String::new();
+            let result = reader.read_line(&mut line).map(|_| line);
+            // Nobody listens any more when the deadline has passed.
+            let _ = sender.send((result, reader));
+        });
+        let (line, reader) = receiver
+            .recv_timeout(deadline)
+            .with_context(|| format!("{} says nothing", self.name))?;
+        self.child.stdout = Some(reader.into_inner());
+        let line = line?;
+        anyhow::ensure!(
+            !line.is_empty(),
+            "{} ended without a word: {}",
+            self.name,
+            self.stderr()
+        );
+        Ok(line)
     }
 
     pub fn take_pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {

@@ -73,6 +73,8 @@ pub struct PodSpec {
     pub in_mesh: bool,
     /// The last number of its addresses; chosen from 10 on if absent.
     pub number: Option<u8>,
+    /// Whether its processes run where the node's daemon sees them: below the node's cgroup.
+    pub below_node_cgroup: bool,
 }
 
 impl PodSpec {
@@ -87,6 +89,7 @@ impl PodSpec {
             annotations: BTreeMap::new(),
             in_mesh: true,
             number: None,
+            below_node_cgroup: true,
             name,
         }
     }
@@ -96,6 +99,15 @@ impl PodSpec {
         Self {
             in_mesh: false,
             ..Self::new(name, node)
+        }
+    }
+
+    /// Out of sight of every kernel program of the mesh: what the mesh is compared with must not run them.
+    #[must_use]
+    pub fn beyond_node_cgroup(self) -> Self {
+        Self {
+            below_node_cgroup: false,
+            ..self
         }
     }
 
@@ -613,10 +625,14 @@ impl World {
         );
         let third = spec.node.number();
         let name = format!("{}-{}", self.prefix, spec.name);
+        let cgroup = match spec.below_node_cgroup {
+            true => self.node_cgroup(spec.node).join("kubepods"),
+            false => self.leftovers.cgroup.join("beyond"),
+        };
         let place = Place {
             namespace: Namespace::named(name.clone()),
             name,
-            cgroup: self.node_cgroup(spec.node).join("kubepods").join(&spec.name),
+            cgroup: cgroup.join(&spec.name),
             cpu: self.pin.then(|| spec.node.index()),
             v4: Ipv4Addr::new(10, 77, third, number),
             v6: v6_of(format_args!("fd77::{third}:{number}")),

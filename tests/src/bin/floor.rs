@@ -36,6 +36,9 @@ struct Arguments {
     /// Ports of the application: each is listened on, or connected to, on the loopback address
     #[arg(long, global = true, value_delimiter = ',', default_value = "7001")]
     ports: Vec<u16>,
+    /// The loopback address that the client's relay listens on
+    #[arg(long, global = true, default_value = "127.0.0.1")]
+    at: Ipv4Addr,
     #[arg(long, global = true, default_value_t = 1)]
     workers: usize,
     #[command(flatten)]
@@ -93,7 +96,7 @@ async fn out(arguments: &Arguments, to: SocketAddr) -> Result<()> {
     let mut listeners = Vec::new();
     for port in &arguments.ports {
         listeners.push(
-            TcpListener::bind((Ipv4Addr::LOCALHOST, *port))
+            TcpListener::bind((arguments.at, *port))
                 .await
                 .context("listen for the client")?,
         );
