@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::Lane;
 use super::field::Field;
-use super::row::{Reading, Row, Unit};
+use super::{Lane, Path};
 use crate::mesh::Mesh;
 use crate::topology::Node;
 
@@ -17,38 +16,28 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// CPU seconds at the source's and at the destination's end.
 pub type Ends = [f64; 2];
 
-/// A measurement of CPU time that has begun.
-pub struct Cost {
-    lane: Lane,
-    before: Option<Ends>,
-}
+/// The processes that carry a lane's path, at each end; none for plain.
+pub type Carriers = Option<[Option<u32>; 2]>;
 
-impl Cost {
-    pub fn begin(field: &Field, mesh: Option<&mut Mesh>, lane: Lane) -> Result<Self> {
-        Ok(Self {
-            lane,
-            before: cpu(field, mesh, lane)?,
-        })
-    }
-
-    /// What was spent since [`Cost::begin`]; nothing for plain.
-    pub fn end(self, field: &Field, mesh: Option<&mut Mesh>) -> Result<Option<Ends>> {
-        let after = cpu(field, mesh, self.lane)?;
-        Ok(self
-            .before
-            .zip(after)
-            .map(|(before, after)| [after[0] - before[0], after[1] - before[1]]))
-    }
-}
-
-fn cpu(field: &Field, mesh: Option<&mut Mesh>, lane: Lane) -> Result<Option<Ends>> {
-    let pids = match lane {
+/// Who carries a lane's path. On one node a single daemon is both ends, and counts as the source.
+pub fn carriers(field: &Field, mesh: Option<&mut Mesh>, lane: Lane, path: Path) -> Carriers {
+    match lane {
         Lane::Plain => None,
-        Lane::Floor => field.floor_pids(),
-        Lane::Mesh => mesh.map(daemon_pids),
+        Lane::Floor => Some(field.floor_pids(path)),
+        Lane::Mesh => mesh.map(|mesh| {
+            let [a, b] = daemon_pids(mesh);
+            [Some(a), (path == Path::Cross).then_some(b)]
+        }),
+    }
+}
+
+/// CPU seconds that the carriers have used since they started.
+pub fn spent(carriers: Carriers) -> Result<Option<Ends>> {
+    let Some([source, destination]) = carriers else {
+        return Ok(None);
     };
-    pids.map(|[source, destination]| Ok([cpu_seconds(source)?, cpu_seconds(destination)?]))
-        .transpose()
+    let of = |pid: Option<u32>| pid.map_or(Ok(0.0), cpu_seconds);
+    Ok(Some([of(source)?, of(destination)?]))
 }
 
 fn daemon_pids(mesh: &mut Mesh) -> [u32; 2] {
@@ -68,59 +57,6 @@ fn ticks_in(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some(user + system)
-}
-
-/// Sums over a run of what one lane spent on the cross path.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Costs {
-    bulk: Spent,
-    connect_1: Spent,
-    connect_32: Spent,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Spent {
-    seconds: Ends,
-    amount: u64,
-}
-
-impl Costs {
-    pub fn add(&mut self, row: Row, reading: &Reading, spent: Option<Ends>) {
-        let sum = match row {
-            Row::Throughput1 => &mut self.bulk,
-            Row::Connect1 => &mut self.connect_1,
-            Row::Connect32 => &mut self.connect_32,
-            Row::Throughput8 | Row::Throughput1Reverse | Row::Request1 | Row::Request32 | Row::RequestBesideBulk => {
-                return;
-            }
-        };
-        if let Some(spent) = spent {
-            debug_assert!(row.unit() != Unit::Microseconds);
-            sum.seconds = [sum.seconds[0] + spent[0], sum.seconds[1] + spent[1]];
-            sum.amount += reading.amount;
-        }
-    }
-
-    /// CPU seconds for 10⁹ bytes, one stream.
-    pub fn per_gigabyte(&self) -> Option<Ends> {
-        self.bulk.per(1e9)
-    }
-
-    /// CPU seconds for 100,000 connections, one worker.
-    pub fn per_100k_connections(&self) -> Option<Ends> {
-        self.connect_1.per(1e5)
-    }
-
-    /// CPU seconds for 100,000 connections, 32 workers.
-    pub fn per_100k_connections_32(&self) -> Option<Ends> {
-        self.connect_32.per(1e5)
-    }
-}
-
-impl Spent {
-    fn per(&self, amount: f64) -> Option<Ends> {
-        (self.amount > 0).then(|| self.seconds.map(|seconds| seconds * amount / self.amount as f64))
-    }
 }
 
 /// Resident memory of the two daemons.

@@ -266,16 +266,12 @@ impl Field {
             .context("the mesh lane does not go through the mesh")
     }
 
-    /// The processes of the floor that carry the cross path from the client: source and destination.
-    pub fn floor_pids(&self) -> Option<[u32; 2]> {
-        let pid = |wanted| {
-            let found = self
-                .relays
-                .iter()
-                .find(|(path, end, _)| (*path, *end) == (Path::Cross, wanted))?;
-            Some(found.2.pid())
-        };
-        Some([pid(End::Source)?, pid(End::Destination)?])
+    /// The relays that carry the path from the client: source and destination.
+    pub fn floor_pids(&self, path: Path) -> [Option<u32>; 2] {
+        [End::Source, End::Destination].map(|wanted| {
+            let relay = self.relays.iter().find(|(of, end, _)| (*of, *end) == (path, wanted));
+            relay.map(|(_, _, process)| process.pid())
+        })
     }
 
     /// Holds `count` connections of the mesh lane open until the returned process is dropped.

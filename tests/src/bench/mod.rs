@@ -15,7 +15,6 @@ pub mod field;
 pub mod report;
 pub mod row;
 
-use cost::{Cost, Costs};
 use field::Field;
 use row::{Reading, Row};
 
@@ -68,7 +67,6 @@ pub type Readings = BTreeMap<(Path, Row, Lane), Vec<Reading>>;
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub readings: Readings,
-    pub costs: BTreeMap<Lane, Costs>,
     pub memory: Option<cost::Memory>,
     pub ready: Vec<Duration>,
 }
@@ -113,15 +111,16 @@ fn measure_all(options: &Options, field: &Field, mut mesh: Option<&mut Mesh>, ou
                     // Nobody is always first: a machine that grows warm or busy treats all alike.
                     let lane = options.lanes[(turn + round) % options.lanes.len()];
                     progress.begin(round, *path, *row, lane);
-                    let meter = Cost::begin(field, mesh.as_deref_mut(), lane)?;
-                    let reading = row
+                    let carriers = cost::carriers(field, mesh.as_deref_mut(), lane, *path);
+                    let before = cost::spent(carriers)?;
+                    let mut reading = row
                         .measure(field, lane, *path, options.time)
                         .with_context(|| format!("measure {} ({path:?}, {lane:?})", row.name()))?;
-                    let spent = meter.end(field, mesh.as_deref_mut())?;
+                    let after = cost::spent(carriers)?;
+                    reading.spent = before
+                        .zip(after)
+                        .map(|(before, after)| [after[0] - before[0], after[1] - before[1]]);
                     progress.end(&reading);
-                    if *path == Path::Cross {
-                        outcome.costs.entry(lane).or_default().add(*row, &reading, spent);
-                    }
                     outcome.readings.entry((*path, *row, lane)).or_default().push(reading);
                 }
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-use super::cost::{Costs, Ends};
+use super::cost::Ends;
 use super::row::{Reading, Row, Unit};
 use super::{Lane, Options, Outcome, Path};
 
@@ -54,6 +54,9 @@ struct LaneReport {
     latency: Option<Latency>,
     #[serde(skip_serializing_if = "Option::is_none")]
     beside_other_pod_us: Option<f64>,
+    /// CPU seconds of daemons or relays, for a GB (10⁹ bytes) or 100,000 operations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_s: Option<EndsReport>,
 }
 
 /// Medians over the rounds.
@@ -64,7 +67,7 @@ struct Latency {
     p999_us: f64,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize)]
 struct DaemonReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     cpu_s_per_gb: Option<EndsReport>,
@@ -91,7 +94,7 @@ struct DaemonReport {
     ready_ms: Option<f64>,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct EndsReport {
     source: f64,
     destination: f64,
@@ -118,8 +121,8 @@ impl Report {
             }
         }
         Self {
+            daemon: daemon_report(&rows, outcome),
             rows,
-            daemon: daemon_report(outcome),
             settings: settings(options),
         }
     }
@@ -197,7 +200,7 @@ impl Unit {
 }
 
 impl LaneReport {
-    fn new(readings: &[Reading]) -> Option<Self> {
+    fn new(row: Row, readings: &[Reading]) -> Option<Self> {
         let value = spread(readings.iter().map(|reading| reading.value))?;
         let latencies: Vec<_> = readings.iter().filter_map(|reading| reading.latency).collect();
         let of = |pick: fn(&crate::load::Percentiles) -> f64| median(latencies.iter().map(pick));
@@ -212,6 +215,7 @@ impl LaneReport {
                 p999_us,
             }),
             beside_other_pod_us: median(readings.iter().filter_map(|reading| reading.beside_other_pod)),
+            cpu_s: row.cost_unit().and_then(|unit| cost(unit, readings)),
         })
     }
 
@@ -224,16 +228,32 @@ impl LaneReport {
         let mut text = format!("{} ({}–{})", number(median), number(min), number(max));
         if let Some(other) = self.beside_other_pod_us {
             text.push_str(&format!("\nother pod {other:.0} µs"));
-        } else if let Some(Latency {
-            p50_us,
-            p99_us,
-            p999_us,
-        }) = self.latency
+        }
+        if let Some(EndsReport { source, destination }) = self.cpu_s {
+            text.push_str(&format!("\nCPU {source:.2} + {destination:.2}"));
+        }
+        if self.beside_other_pod_us.is_none()
+            && let Some(Latency {
+                p50_us,
+                p99_us,
+                p999_us,
+            }) = self.latency
         {
             text.push_str(&format!("\n{p50_us:.0} / {p99_us:.0} / {p999_us:.0} µs"));
         }
         text
     }
+}
+
+/// CPU seconds for `unit` bytes or operations, over all rounds together.
+fn cost(unit: f64, readings: &[Reading]) -> Option<EndsReport> {
+    let amount: u64 = readings.iter().map(|reading| reading.amount).sum();
+    let mut ends = [0.0; 2];
+    for reading in readings {
+        let spent = reading.spent?;
+        ends = [ends[0] + spent[0], ends[1] + spent[1]];
+    }
+    (amount > 0).then(|| ends.map(|seconds| seconds * unit / amount as f64).into())
 }
 
 fn row_report(outcome: &Outcome, path: Path, row: Row) -> RowReport {
@@ -253,24 +273,29 @@ fn row_report(outcome: &Outcome, path: Path, row: Row) -> RowReport {
         name: row.name(),
         path,
         unit: row.unit(),
-        plain: LaneReport::new(readings(Lane::Plain)),
-        floor: LaneReport::new(readings(Lane::Floor)),
-        mesh: LaneReport::new(readings(Lane::Mesh)),
+        plain: LaneReport::new(row, readings(Lane::Plain)),
+        floor: LaneReport::new(row, readings(Lane::Floor)),
+        mesh: LaneReport::new(row, readings(Lane::Mesh)),
         ratio: ratio(Lane::Mesh, Lane::Plain),
         ratio_floor: ratio(Lane::Mesh, Lane::Floor),
         floor_ratio: ratio(Lane::Floor, Lane::Plain),
     }
 }
 
-fn daemon_report(outcome: &Outcome) -> Option<DaemonReport> {
-    let figure = |lane, pick: fn(&Costs) -> Option<Ends>| outcome.costs.get(&lane).and_then(pick).map(EndsReport::from);
+fn daemon_report(rows: &[RowReport], outcome: &Outcome) -> Option<DaemonReport> {
+    let cross = |wanted: Row| {
+        rows.iter()
+            .find(|row| row.path == Path::Cross && row.name == wanted.name())
+    };
+    let mesh = |row| cross(row)?.mesh.as_ref()?.cpu_s;
+    let floor = |row| cross(row)?.floor.as_ref()?.cpu_s;
     let report = DaemonReport {
-        cpu_s_per_gb: figure(Lane::Mesh, Costs::per_gigabyte),
-        floor_cpu_s_per_gb: figure(Lane::Floor, Costs::per_gigabyte),
-        cpu_s_per_100k_connections: figure(Lane::Mesh, Costs::per_100k_connections),
-        floor_cpu_s_per_100k_connections: figure(Lane::Floor, Costs::per_100k_connections),
-        cpu_s_per_100k_connections_32: figure(Lane::Mesh, Costs::per_100k_connections_32),
-        floor_cpu_s_per_100k_connections_32: figure(Lane::Floor, Costs::per_100k_connections_32),
+        cpu_s_per_gb: mesh(Row::Throughput1),
+        floor_cpu_s_per_gb: floor(Row::Throughput1),
+        cpu_s_per_100k_connections: mesh(Row::Connect1),
+        floor_cpu_s_per_100k_connections: floor(Row::Connect1),
+        cpu_s_per_100k_connections_32: mesh(Row::Connect32),
+        floor_cpu_s_per_100k_connections_32: floor(Row::Connect32),
         rss_mb_idle: outcome
             .memory
             .map(|memory| memory.idle[0].max(memory.idle[1]) as f64 / 1024.0),
@@ -280,8 +305,7 @@ fn daemon_report(outcome: &Outcome) -> Option<DaemonReport> {
         kb_per_connection_sides: outcome.memory.map(|memory| memory.per_connection.into()),
         ready_ms: median(outcome.ready.iter().map(Duration::as_secs_f64)).map(|seconds| seconds * 1000.0),
     };
-    let empty = outcome.costs.is_empty() && outcome.memory.is_none() && outcome.ready.is_empty();
-    (!empty).then_some(report)
+    (report != DaemonReport::default()).then_some(report)
 }
 
 impl From<Ends> for EndsReport {
@@ -378,6 +402,7 @@ mod tests {
             latency: None,
             beside_other_pod: None,
             amount: 1,
+            spent: None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
+use super::cost::Ends;
 use super::field::Field;
 use super::{Lane, Path};
 use crate::load::{ConnectRate, Percentiles, Rate, Report};
@@ -31,6 +32,8 @@ pub struct Reading {
     pub beside_other_pod: Option<f64>,
     /// Bytes for throughput rows, operations for the others.
     pub amount: u64,
+    /// CPU seconds of whoever carried it.
+    pub spent: Option<Ends>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -76,6 +79,15 @@ impl Row {
         }
     }
 
+    /// What CPU time is counted for: a gigabyte (10⁹ bytes), or 100,000 operations. None where two loads mix.
+    pub fn cost_unit(self) -> Option<f64> {
+        match self {
+            Self::Throughput1 | Self::Throughput8 | Self::Throughput1Reverse => Some(1e9),
+            Self::Request1 | Self::Request32 | Self::Connect1 | Self::Connect32 => Some(1e5),
+            Self::RequestBesideBulk => None,
+        }
+    }
+
     /// Whether a ratio between lanes means something.
     pub fn has_ratio(self) -> bool {
         self != Self::RequestBesideBulk
@@ -104,6 +116,7 @@ fn bulk(field: &Field, lane: Lane, path: Path, time: Duration, args: &[&str]) ->
         latency: None,
         beside_other_pod: None,
         amount: bytes,
+        spent: None,
     })
 }
 
@@ -144,6 +157,7 @@ fn reading(rate: &Rate) -> Reading {
         latency: Some(latency),
         beside_other_pod: None,
         amount: operations,
+        spent: None,
     }
 }
 
@@ -175,5 +189,6 @@ fn beside_bulk(field: &Field, lane: Lane, path: Path, time: Duration) -> Result<
         latency: Some(own.latency),
         beside_other_pod: Some(other.latency.p50_us),
         amount: own.operations,
+        spent: None,
     })
 }
