@@ -59,6 +59,13 @@ pub(super) struct Output {
     pub(super) place: Place,
 }
 
+static HANDLE: OnceLock<LogHandle> = OnceLock::new();
+
+/// The level of this process's log, once it is set up.
+pub fn handle() -> Option<LogHandle> {
+    HANDLE.get().cloned()
+}
+
 static OUTPUT: OnceLock<Output> = OnceLock::new();
 
 pub(super) fn output() -> Option<&'static Output> {
@@ -76,7 +83,7 @@ pub struct LogHandle {
 ///
 /// # Errors
 /// A filter that is not understood; a second call.
-pub fn start(format: Format, filter: &str, place: Place) -> Result<LogHandle, LoggingError> {
+pub fn start(format: Format, filter: &str, place: Place) -> Result<(), LoggingError> {
     let parsed = parse(filter)?;
     let confess = match format {
         Format::Text => confess_text,
@@ -101,10 +108,12 @@ pub fn start(format: Format, filter: &str, place: Place) -> Result<LogHandle, Lo
         tracing::error!(thread, location, text, "panic");
         flush(PANIC_FLUSH);
     }));
-    Ok(LogHandle {
-        filter: handle,
-        initial: filter.into(),
-    })
+    HANDLE
+        .set(LogHandle {
+            filter: handle,
+            initial: filter.into(),
+        })
+        .map_err(|_| LoggingError::Twice)
 }
 
 /// Waits until every line is out, at most until the deadline. For the end of the process.
