@@ -1,0 +1,369 @@
+//! The HBONE connections of one pod, shared by its tunnels. Keyed by everything that a peer can tell apart: the pod and
+//! its identity (one pool is one pod), its local address, the next hop and whom that must prove to be.
+//!
+//! Tunnels of one connection share one TCP stream, so a small request waits behind whatever a bulk tunnel has put on its
+//! way. A connection that carries bulk therefore gets no new tunnel while another can be had.
+
+use super::{
+    client::{self, ConnectionEnd},
+    handshake::HandshakeError,
+    headers,
+    settings::HboneSettings,
+    stream::{Meter, Tunnel, TunnelEnd},
+};
+use crate::{mesh::SpiffeId, net::DialError, shutdown::Shutdown};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use h2::client::SendRequest;
+use http::HeaderValue;
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{net::TcpStream, sync::Notify};
+
+/// What distinguishes the connections of one pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerKey {
+    /// The pod's address that the connection comes from.
+    pub local: IpAddr,
+    pub next_hop: SocketAddr,
+    /// Whom the next hop must prove to be.
+    pub peer: SpiffeId,
+}
+
+/// Why there is no connection to a peer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PoolError {
+    #[error("cannot connect to {next_hop}")]
+    Connect {
+        next_hop: SocketAddr,
+        #[source]
+        source: Arc<DialError>,
+    },
+    #[error("there is no certificate")]
+    Certificate(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    #[error("tls error: {0}")]
+    Handshake(#[source] Arc<HandshakeError>),
+    #[error("the connection ended before the tunnel began: {0}")]
+    Ended(ConnectionEnd),
+    #[error("the authority cannot be written")]
+    Authority,
+    #[error("the pod is going away")]
+    GoingAway,
+}
+
+/// A connected socket and what TLS needs on it.
+pub struct Dialled {
+    pub tcp: TcpStream,
+    pub config: Arc<ClientConfig>,
+    /// The connection takes no new tunnels from then on: its certificate ends.
+    pub retire_at: Option<Instant>,
+}
+
+/// How the pool reaches a peer: the pod's namespace and certificate stand behind it.
+pub trait Dial: Send + Sync + 'static {
+    fn dial<'a>(&'a self, key: &'a PeerKey, deadline: Duration) -> BoxFuture<'a, Result<Dialled, PoolError>>;
+}
+
+/// What a CONNECT says.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Where the peer should connect.
+    pub authority: SocketAddr,
+    /// The client's address, for `forwarded`.
+    pub client: Option<SocketAddr>,
+    pub baggage: Option<&'a HeaderValue>,
+}
+
+/// The pool of one pod. Clones share it; when the last is dropped, its idle connections close at their next beat.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    dial: Box<dyn Dial>,
+    settings: Arc<HboneSettings>,
+    tasks: Shutdown,
+    peers: Mutex<HashMap<PeerKey, Peer>>,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Peer {
+    connections: Vec<Arc<Pooled>>,
+    dialling: Option<Arc<Dialling>>,
+}
+
+/// One attempt to dial, awaited by everybody who needs it.
+#[derive(Default)]
+struct Dialling {
+    outcome: OnceLock<Result<(), PoolError>>,
+    done: Notify,
+}
+
+struct Pooled {
+    sender: SendRequest<Bytes>,
+    tunnels: AtomicUsize,
+    meter: Arc<Meter>,
+    born: Instant,
+    /// When the last tunnel ended, in milliseconds after `born`.
+    idle_since: Mutex<Instant>,
+    retire_at: Option<Instant>,
+    end: OnceLock<ConnectionEnd>,
+}
+
+/// Counts as one tunnel of its connection for as long as it lives.
+pub(super) struct Lease(Arc<Pooled>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.0.tunnels.load(Ordering::Relaxed) == 1 {
+            *self.0.idle_since.lock() = Instant::now();
+        }
+        self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Pool {
+    pub fn new(dial: impl Dial, settings: Arc<HboneSettings>, tasks: Shutdown) -> Self {
+        Self(Arc::new(Shared {
+            dial: Box::new(dial),
+            settings,
+            tasks,
+            peers: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// Opens a tunnel. It may be written to at once; the peer's answer comes with the first that is received.
+    ///
+    /// # Errors
+    /// No connection to the peer could be had. Nothing has been sent then.
+    pub async fn open(&self, key: &PeerKey, request: Request<'_>) -> Result<Tunnel, PoolError> {
+        let request = headers::connect(request.authority, request.client, request.baggage);
+        let mut request = Some(request.ok_or(PoolError::Authority)?);
+        // A connection may end between being chosen and being used; each round then finds one fewer.
+        for _ in 0..=self.0.settings.connections_per_peer {
+            let lease = self.lease(key).await?;
+            let Some(attempt) = request.take() else { break };
+            request = Some(attempt.clone());
+            let mut sender = lease.0.sender.clone();
+            match sender.send_request(attempt, false) {
+                Ok((answer, send)) => {
+                    let meter = Arc::clone(&lease.0.meter);
+                    return Ok(Tunnel::opened(send, answer, meter, lease));
+                }
+                Err(error) => {
+                    let end = ConnectionEnd::Broken(error.to_string());
+                    self.0.forget(key, &lease.0, end);
+                }
+            }
+        }
+        Err(PoolError::Ended(ConnectionEnd::Closed))
+    }
+
+    /// No more connections are dialled, and those without a tunnel end.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+        self.0.peers.lock().clear();
+    }
+
+    /// Connections and tunnels that are open now.
+    pub fn census(&self) -> (usize, usize) {
+        let peers = self.0.peers.lock();
+        let connections = peers.values().flat_map(|peer| &peer.connections);
+        connections.fold((0, 0), |(c, t), pooled| (c + 1, t + pooled.tunnels.load(Ordering::Relaxed)))
+    }
+
+    async fn lease(&self, key: &PeerKey) -> Result<Lease, PoolError> {
+        loop {
+            let dialling = {
+                let mut peers = self.0.peers.lock();
+                if self.0.closed.load(Ordering::Relaxed) {
+                    return Err(PoolError::GoingAway);
+                }
+                let peer = match peers.get_mut(key) {
+                    Some(peer) => peer,
+                    None => peers.entry(key.clone()).or_default(),
+                };
+                match peer.choose(&self.0.settings) {
+                    Choice::Take(pooled) => return Ok(Lease::of(pooled)),
+                    Choice::Dial => self.0.dialling(key, peer),
+                }
+            };
+            let done = dialling.done.notified();
+            tokio::pin!(done);
+            // Registered before the outcome is looked at, so that it cannot slip through between.
+            done.as_mut().enable();
+            if dialling.outcome.get().is_none() {
+                done.await;
+            }
+            match dialling.outcome.get() {
+                Some(Ok(())) => {}
+                // Another connection of the peer, though it carries bulk, is better than none.
+                Some(Err(error)) => return self.0.any(key).ok_or_else(|| error.clone()),
+                None => return Err(PoolError::GoingAway),
+            }
+        }
+    }
+}
+
+impl Lease {
+    fn of(pooled: &Arc<Pooled>) -> Self {
+        pooled.tunnels.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(pooled))
+    }
+}
+
+enum Choice<'a> {
+    Take(&'a Arc<Pooled>),
+    Dial,
+}
+
+impl Peer {
+    fn choose(&mut self, settings: &HboneSettings) -> Choice<'_> {
+        let now = Instant::now();
+        // A connection past its certificate serves its tunnels to their end, but is no longer found here.
+        self.connections.retain(|c| c.end.get().is_none() && c.retire_at.is_none_or(|at| now < at));
+        let room = |c: &&Arc<Pooled>| {
+            let allowed = c.sender.current_max_send_streams().min(settings.tunnels_per_connection);
+            c.tunnels.load(Ordering::Relaxed) < allowed
+        };
+        let load = |c: &&Arc<Pooled>| c.tunnels.load(Ordering::Relaxed);
+        let quiet = self.connections.iter().filter(room).filter(|c| !c.meter.is_bulk()).min_by_key(load);
+        let full = self.connections.len() >= settings.connections_per_peer;
+        match quiet {
+            Some(c) if full || load(&c) < settings.tunnels_before_spreading => Choice::Take(c),
+            Some(c) if self.connections.len() >= settings.spread => Choice::Take(c),
+            Some(_) | None if !full => Choice::Dial,
+            Some(_) | None => match self.connections.iter().min_by_key(load) {
+                Some(c) => Choice::Take(c),
+                None => Choice::Dial,
+            },
+        }
+    }
+}
+
+impl Shared {
+    /// The attempt that is under way, or a new one.
+    fn dialling(self: &Arc<Self>, key: &PeerKey, peer: &mut Peer) -> Arc<Dialling> {
+        if let Some(dialling) = &peer.dialling {
+            return Arc::clone(dialling);
+        }
+        let dialling = Arc::new(Dialling::default());
+        peer.dialling = Some(Arc::clone(&dialling));
+        // A task of its own: whoever asked first may go away, the others still wait.
+        let (shared, key, attempt) = (Arc::clone(self), key.clone(), Arc::clone(&dialling));
+        let cut = self.tasks.cut();
+        self.tasks.spawn("hbone connection", async move {
+            tokio::select! {
+                () = Arc::clone(&shared).connect(&key, &attempt) => {}
+                () = cut => {}
+            }
+            shared.conclude(&key, &attempt, Err(PoolError::GoingAway));
+        });
+        dialling
+    }
+
+    async fn connect(self: Arc<Self>, key: &PeerKey, attempt: &Arc<Dialling>) {
+        let opened = match self.dial.dial(key, self.settings.connect_deadline).await {
+            Ok(Dialled { tcp, config, retire_at }) => client::open(tcp, key.next_hop.ip(), config, &self.settings)
+                .await
+                .map(|opened| (opened, retire_at))
+                .map_err(|error| PoolError::Handshake(Arc::new(error))),
+            Err(error) => Err(error),
+        };
+        let (opened, retire_at) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.conclude(key, attempt, Err(error)),
+        };
+        let now = Instant::now();
+        let pooled = Arc::new(Pooled {
+            sender: opened.sender,
+            tunnels: AtomicUsize::new(0),
+            meter: Arc::new(Meter::new()),
+            born: now,
+            idle_since: Mutex::new(now),
+            retire_at,
+            end: OnceLock::new(),
+        });
+        if !self.closed.load(Ordering::Relaxed) {
+            self.peers.lock().entry(key.clone()).or_default().connections.push(Arc::clone(&pooled));
+        }
+        self.conclude(key, attempt, Ok(()));
+        let end = opened.driver.run(|| self.retire_if_unused(key, &pooled)).await;
+        tracing::debug!(next_hop = %key.next_hop, peer = %key.peer, %end, age = ?pooled.born.elapsed(), "HBONE connection ended");
+        self.forget(key, &pooled, end);
+    }
+
+    /// Tells everybody who waits how the attempt went. Only the first outcome counts.
+    fn conclude(&self, key: &PeerKey, attempt: &Arc<Dialling>, outcome: Result<(), PoolError>) {
+        if attempt.outcome.set(outcome).is_err() {
+            return;
+        }
+        {
+            let mut peers = self.peers.lock();
+            if let Some(peer) = peers.get_mut(key) {
+                if peer.dialling.as_ref().is_some_and(|d| Arc::ptr_eq(d, attempt)) {
+                    peer.dialling = None;
+                }
+                if peer.connections.is_empty() && peer.dialling.is_none() {
+                    peers.remove(key);
+                }
+            }
+        }
+        attempt.done.notify_waiters();
+    }
+
+    /// True, and the connection is no longer to be had, if it has had no tunnel for long enough.
+    fn retire_if_unused(&self, key: &PeerKey, pooled: &Arc<Pooled>) -> bool {
+        let mut peers = self.peers.lock();
+        let listed = peers.get(key).is_some_and(|p| p.connections.iter().any(|c| Arc::ptr_eq(c, pooled)));
+        // Leases are given out under this lock alone, and only to listed connections.
+        if pooled.tunnels.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        if listed && pooled.idle_since.lock().elapsed() < self.settings.idle {
+            return false;
+        }
+        remove(&mut peers, key, pooled);
+        true
+    }
+
+    fn forget(&self, key: &PeerKey, pooled: &Arc<Pooled>, end: ConnectionEnd) {
+        // The first reason is the true one.
+        let _ = pooled.end.set(end);
+        remove(&mut self.peers.lock(), key, pooled);
+    }
+
+    fn any(&self, key: &PeerKey) -> Option<Lease> {
+        let peers = self.peers.lock();
+        let room = |c: &&Arc<Pooled>| {
+            c.end.get().is_none() && c.tunnels.load(Ordering::Relaxed) < c.sender.current_max_send_streams()
+        };
+        let load = |c: &&Arc<Pooled>| c.tunnels.load(Ordering::Relaxed);
+        peers.get(key)?.connections.iter().filter(room).min_by_key(load).map(Lease::of)
+    }
+}
+
+fn remove(peers: &mut HashMap<PeerKey, Peer>, key: &PeerKey, pooled: &Arc<Pooled>) {
+    if let Some(peer) = peers.get_mut(key) {
+        peer.connections.retain(|c| !Arc::ptr_eq(c, pooled));
+        if peer.connections.is_empty() && peer.dialling.is_none() {
+            peers.remove(key);
+        }
+    }
+}
+
+impl From<TunnelEnd> for PoolError {
+    fn from(end: TunnelEnd) -> Self {
+        Self::Ended(ConnectionEnd::Broken(end.to_string()))
+    }
+}
