@@ -75,7 +75,10 @@ pub(super) async fn open(
     // There is exactly one caller, so the handle is always there.
     let ping = ping.ok_or_else(|| HandshakeError::Http2(h2::Reason::INTERNAL_ERROR.into()))?;
     let keepalive = Keepalive::new(ping, settings);
-    Ok(Opened { sender, driver: Driver { connection, keepalive } })
+    Ok(Opened {
+        sender,
+        driver: Driver { connection, keepalive },
+    })
 }
 
 impl Driver {

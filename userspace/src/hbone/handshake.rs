@@ -146,7 +146,9 @@ pub(super) async fn accept(
 
 fn prepare(tcp: &TcpStream) {
     let socket = socket2::SockRef::from(tcp);
-    let prepared = socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER).and_then(|()| socket.set_tcp_nodelay(true));
+    let prepared = socket
+        .set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)
+        .and_then(|()| socket.set_tcp_nodelay(true));
     if let Err(error) = prepared {
         tracing::debug!(%error, "a socket of the wire keeps the kernel's defaults");
     }

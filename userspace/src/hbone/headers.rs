@@ -157,7 +157,10 @@ mod tests {
         let mut request = Request::new(());
         *request.method_mut() = method;
         if !authority.is_empty() {
-            *request.uri_mut() = Uri::builder().authority(authority).build().unwrap_or_else(|_| panic!("{authority}"));
+            *request.uri_mut() = Uri::builder()
+                .authority(authority)
+                .build()
+                .unwrap_or_else(|_| panic!("{authority}"));
         }
         request
     }
@@ -182,7 +185,10 @@ mod tests {
         #[case] status: u16,
     ) {
         let dialled = "10.0.0.1".parse().unwrap();
-        assert_eq!(target(&request(method, authority), dialled, |port| port == 15008), Err(refusal));
+        assert_eq!(
+            target(&request(method, authority), dialled, |port| port == 15008),
+            Err(refusal)
+        );
         assert_eq!(refusal.status(), status);
     }
 
@@ -193,7 +199,9 @@ mod tests {
             ("10.0.0.1:80", "::ffff:10.0.0.1"),
             ("[fd00::1]:80", "fd00::1"),
         ] {
-            let target = target(&request(Method::CONNECT, authority), dialled.parse().unwrap(), |_| false);
+            let target = target(&request(Method::CONNECT, authority), dialled.parse().unwrap(), |_| {
+                false
+            });
             assert_eq!(target, Ok(authority.parse().unwrap()));
         }
     }

@@ -22,3 +22,8 @@ pub use pool::{Dial, Dialled, PeerKey, Pool, PoolError, Request};
 pub use server::{Caller, Event, Incoming, Server};
 pub use settings::HboneSettings;
 pub use stream::{Tunnel, TunnelEnd};
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -179,7 +179,9 @@ impl Pool {
     pub fn census(&self) -> (usize, usize) {
         let peers = self.0.peers.lock();
         let connections = peers.values().flat_map(|peer| &peer.connections);
-        connections.fold((0, 0), |(c, t), pooled| (c + 1, t + pooled.tunnels.load(Ordering::Relaxed)))
+        connections.fold((0, 0), |(c, t), pooled| {
+            (c + 1, t + pooled.tunnels.load(Ordering::Relaxed))
+        })
     }
 
     async fn lease(&self, key: &PeerKey) -> Result<Lease, PoolError> {
@@ -231,13 +233,19 @@ impl Peer {
     fn choose(&mut self, settings: &HboneSettings) -> Choice<'_> {
         let now = Instant::now();
         // A connection past its certificate serves its tunnels to their end, but is no longer found here.
-        self.connections.retain(|c| c.end.get().is_none() && c.retire_at.is_none_or(|at| now < at));
+        self.connections
+            .retain(|c| c.end.get().is_none() && c.retire_at.is_none_or(|at| now < at));
         let room = |c: &&Arc<Pooled>| {
             let allowed = c.sender.current_max_send_streams().min(settings.tunnels_per_connection);
             c.tunnels.load(Ordering::Relaxed) < allowed
         };
         let load = |c: &&Arc<Pooled>| c.tunnels.load(Ordering::Relaxed);
-        let quiet = self.connections.iter().filter(room).filter(|c| !c.meter.is_bulk()).min_by_key(load);
+        let quiet = self
+            .connections
+            .iter()
+            .filter(room)
+            .filter(|c| !c.meter.is_bulk())
+            .min_by_key(load);
         let full = self.connections.len() >= settings.connections_per_peer;
         match quiet {
             Some(c) if full || load(&c) < settings.tunnels_before_spreading => Choice::Take(c),
@@ -295,7 +303,12 @@ impl Shared {
             end: OnceLock::new(),
         });
         if !self.closed.load(Ordering::Relaxed) {
-            self.peers.lock().entry(key.clone()).or_default().connections.push(Arc::clone(&pooled));
+            self.peers
+                .lock()
+                .entry(key.clone())
+                .or_default()
+                .connections
+                .push(Arc::clone(&pooled));
         }
         self.conclude(key, attempt, Ok(()));
         let end = opened.driver.run(|| self.retire_if_unused(key, &pooled)).await;
@@ -325,7 +338,9 @@ impl Shared {
     /// True, and the connection is no longer to be had, if it has had no tunnel for long enough.
     fn retire_if_unused(&self, key: &PeerKey, pooled: &Arc<Pooled>) -> bool {
         let mut peers = self.peers.lock();
-        let listed = peers.get(key).is_some_and(|p| p.connections.iter().any(|c| Arc::ptr_eq(c, pooled)));
+        let listed = peers
+            .get(key)
+            .is_some_and(|p| p.connections.iter().any(|c| Arc::ptr_eq(c, pooled)));
         // Leases are given out under this lock alone, and only to listed connections.
         if pooled.tunnels.load(Ordering::Acquire) > 0 {
             return false;
@@ -349,7 +364,13 @@ impl Shared {
             c.end.get().is_none() && c.tunnels.load(Ordering::Relaxed) < c.sender.current_max_send_streams()
         };
         let load = |c: &&Arc<Pooled>| c.tunnels.load(Ordering::Relaxed);
-        peers.get(key)?.connections.iter().filter(room).min_by_key(load).map(Lease::of)
+        peers
+            .get(key)?
+            .connections
+            .iter()
+            .filter(room)
+            .min_by_key(load)
+            .map(Lease::of)
     }
 }
 

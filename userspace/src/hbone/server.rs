@@ -56,7 +56,10 @@ impl Incoming {
     /// # Errors
     /// The client has gone.
     pub fn accept(mut self) -> Result<Tunnel, TunnelEnd> {
-        let send = self.respond.send_response(Response::new(()), false).map_err(|e| TunnelEnd::from_h2(&e))?;
+        let send = self
+            .respond
+            .send_response(Response::new(()), false)
+            .map_err(|e| TunnelEnd::from_h2(&e))?;
         Ok(Tunnel::accepted(send, self.body, self.meter))
     }
 
@@ -120,7 +123,12 @@ pub async fn accept(
     let ping = ping.ok_or_else(|| HandshakeError::Http2(h2::Reason::INTERNAL_ERROR.into()))?;
     let keepalive = Keepalive::new(ping, &settings);
     let caller = Arc::new(Caller { peer, address, dialled });
-    Ok(Server { connection, keepalive, caller, settings })
+    Ok(Server {
+        connection,
+        keepalive,
+        caller,
+        settings,
+    })
 }
 
 impl Server {
@@ -140,7 +148,12 @@ impl Server {
         let mut drains = false;
         let mut busy_at = Instant::now();
         let meter = Arc::new(Meter::new());
-        let Self { connection, keepalive, caller, settings } = &mut self;
+        let Self {
+            connection,
+            keepalive,
+            caller,
+            settings,
+        } = &mut self;
         poll_fn(|cx| {
             if !drains && draining.as_mut().poll(cx).is_ready() {
                 drains = true;

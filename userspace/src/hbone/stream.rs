@@ -156,7 +156,9 @@ impl Tunnel {
     /// # Errors
     /// The tunnel is gone.
     pub fn finish(&mut self) -> Result<(), TunnelEnd> {
-        self.send.send_data(Bytes::new(), true).map_err(|e| TunnelEnd::from_h2(&e))
+        self.send
+            .send_data(Bytes::new(), true)
+            .map_err(|e| TunnelEnd::from_h2(&e))
     }
 
     /// Aborts both directions.
