@@ -173,18 +173,12 @@ fn is_of_interest(message: &[u8]) -> bool {
     let NetlinkPayload::InnerMessage(message) = message.payload else {
         return false;
     };
-    match message {
-        RouteNetlinkMessage::NewLink(_)
-        | RouteNetlinkMessage::DelLink(_)
-        | RouteNetlinkMessage::NewAddress(_)
-        | RouteNetlinkMessage::DelAddress(_) => true,
-        RouteNetlinkMessage::DelRoute(route) => route.header.protocol == routes::PROTOCOL,
-        RouteNetlinkMessage::DelRule(rule) => routes::is_rule_of_ours(&rule),
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the enum is non-exhaustive, the rest is others' business"
-        )]
-        _ => false,
+    if let RouteNetlinkMessage::DelRoute(route) = &message {
+        route.header.protocol == routes::PROTOCOL
+    } else if let RouteNetlinkMessage::DelRule(rule) = &message {
+        routes::is_rule_of_ours(rule)
+    } else {
+        message.is_new_link() || message.is_del_link() || message.is_new_address() || message.is_del_address()
     }
 }
 

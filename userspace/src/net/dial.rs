@@ -1,11 +1,12 @@
 //! Connections that the daemon opens from inside a pod's namespace. Only `socket(2)` has to happen in there: a socket
 //! stays in the namespace it was made in.
 
-use super::{Namespace, NamespaceError, listen::prefer_cubic, marks, options};
+use super::{Namespace, NamespaceError, marks, options};
 use socket2::{Domain, Socket, Type};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 use tokio::net::{TcpSocket, TcpStream};
@@ -88,76 +89,111 @@ fn from_own_address(namespace: &Namespace, source: IpAddr, to: SocketAddr) -> Re
     Ok(socket)
 }
 
-/// How often a port is tried explicitly when the kernel finds none.
-const PORT_ATTEMPTS: u32 = 16;
+/// How the local port of a delivered connection is found.
+#[derive(Clone, Copy)]
+enum Port {
+    /// This one or none, at `connect`.
+    Only(u16),
+    /// Any, at `connect`.
+    Any,
+    /// This one, at `bind`.
+    Named(u16),
+}
+
+/// How often a port is named when the kernel finds none.
+const LAST_RESORTS: usize = 16;
+
+/// Ports that no `connect` chooses, so that naming one takes it from nobody but a listener to come: above the ephemeral
+/// ones where there are any, else below.
+fn spare_ports(ephemeral: &RangeInclusive<u16>) -> RangeInclusive<u16> {
+    match ephemeral.end().checked_add(1) {
+        Some(first) => first..=u16::MAX,
+        None => 1024..=ephemeral.start().saturating_sub(1).max(1024),
+    }
+}
 
 /// Opens a connection to the pod's application that shows the client's address, and its port where that is free.
 ///
-/// A port named at `bind` may be one in TIME_WAIT towards the same destination (with timestamps, which are on by
-/// default); one chosen at `connect` may not. So the client's own port comes first, then the kernel's choice, and
-/// when TIME_WAIT has used those up, ports named at random: a client that opens and closes connections without end is
-/// never told that the ports ran out.
+/// It must neither run out of ports nor take them from the application. So an ephemeral port is chosen at `connect`: one
+/// named at `bind` is lost to every `connect` in the pod for as long as its connection or its TIME_WAIT lasts, and 28,000
+/// clients in a minute would cut the pod off from the world. And the socket is bound to `lo`, where all its packets go
+/// anyway: on `lo` alone, with `tcp_tw_reuse` at its default, a port in TIME_WAIT is taken again after a second. (A
+/// socket bound to `lo` finds the pod's address by the turning route, and takes its congestion control.)
 pub async fn deliver(
     namespace: &Namespace,
     client: SocketAddr,
     application: SocketAddr,
     deadline: Duration,
 ) -> Result<TcpStream, DialError> {
-    let from = client.ip();
-    if client.port() != 0
-        && let Some(socket) = as_client(namespace, client, application)?
-    {
-        match connect(socket, from, application, deadline).await {
-            Err(DialError::NoPort { .. }) => {}
-            outcome => return outcome,
+    let ephemeral = namespace.ephemeral_ports();
+    let own = match client.port() {
+        0 => None,
+        port if ephemeral.contains(&port) => Some(Port::Only(port)),
+        port => Some(Port::Named(port)),
+    };
+    let spare = spare_ports(&ephemeral);
+    let last_resorts = std::iter::repeat_with(|| Port::Named(rand::random_range(spare.clone()))).take(LAST_RESORTS);
+    let attempts = own.into_iter().chain([Port::Any]).chain(last_resorts);
+    let deliver = async {
+        for port in attempts {
+            match deliver_from(namespace, client.ip(), port, application, deadline).await {
+                Err(DialError::NoPort { .. }) => {}
+                outcome => return outcome,
+            }
         }
-    }
-    if let Some(socket) = as_client(namespace, SocketAddr::new(from, 0), application)? {
-        match connect(socket, from, application, deadline).await {
-            Err(DialError::NoPort { .. }) => {}
-            outcome => return outcome,
-        }
-    }
-    for _ in 0..PORT_ATTEMPTS {
-        let port = rand::random_range(32_768..=60_999);
-        let Some(socket) = as_client(namespace, SocketAddr::new(from, port), application)? else {
-            continue;
-        };
-        match connect(socket, from, application, deadline).await {
-            Err(DialError::NoPort { .. }) => {}
-            outcome => return outcome,
-        }
-    }
-    Err(DialError::NoPort { from, to: application })
+        Err(DialError::NoPort {
+            from: client.ip(),
+            to: application,
+        })
+    };
+    let timeout = |_| {
+        Err(DialError::Timeout {
+            to: application,
+            deadline,
+        })
+    };
+    tokio::time::timeout(deadline, deliver).await.unwrap_or_else(timeout)
 }
 
-/// A socket bound to the client's address; `None` if its port is taken by something that does not share.
-fn as_client(namespace: &Namespace, client: SocketAddr, to: SocketAddr) -> Result<Option<Socket>, DialError> {
-    let socket = open(namespace, client.ip(), to)?;
+async fn deliver_from(
+    namespace: &Namespace,
+    from: IpAddr,
+    port: Port,
+    to: SocketAddr,
+    deadline: Duration,
+) -> Result<TcpStream, DialError> {
+    let socket = open(namespace, from, to)?;
     let prepare = || {
         socket.set_mark(marks::DELIVER)?;
-        if client.is_ipv4() {
+        socket.bind_device(Some(b"lo"))?;
+        if from.is_ipv4() {
             socket.set_ip_transparent_v4(true)?
         } else {
             socket.set_ip_transparent_v6(true)?
         };
-        if client.port() == 0 {
-            options::choose_port_at_connect(&socket)?;
-        } else {
-            // Shared with our other connections from the same client port, and with those in TIME_WAIT.
-            socket.set_reuse_address(true)?;
+        match port {
+            // Shared with our other connections from the same client port.
+            Port::Named(_) => socket.set_reuse_address(true)?,
+            Port::Any => options::choose_port_at_connect(&socket)?,
+            Port::Only(port) => {
+                options::choose_port_at_connect(&socket)?;
+                // Below 6.3 it is any port.
+                if let Err(error) = options::choose_port_among(&socket, port..=port) {
+                    tracing::debug!(%error, "the client's port cannot be asked for");
+                }
+            }
         }
-        prefer_cubic(&socket);
         socket.set_tcp_nodelay(true)
     };
     prepare().map_err(|source| DialError::Other { to, source })?;
-    match socket.bind(&client.into()) {
-        Ok(()) => Ok(Some(socket)),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-        Err(source) => Err(DialError::NoSuchSource {
-            from: client.ip(),
-            source,
-        }),
+    let bound = match port {
+        Port::Named(port) => SocketAddr::new(from, port),
+        Port::Any | Port::Only(_) => SocketAddr::new(from, 0),
+    };
+    match socket.bind(&bound.into()) {
+        Ok(()) => connect(socket, from, to, deadline).await,
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(DialError::NoPort { from, to }),
+        Err(source) => Err(DialError::NoSuchSource { from, source }),
     }
 }
 
@@ -183,5 +219,24 @@ async fn connect(socket: Socket, from: IpAddr, to: SocketAddr, deadline: Duratio
 pub fn abort(stream: TcpStream) {
     if let Err(error) = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "cannot reset a connection, it is closed instead");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spare_port_is_never_one_that_connect_chooses() {
+        for ephemeral in [32_768..=60_999, 1024..=65_535, 49_152..=65_535, 1..=65_534] {
+            let spare = spare_ports(&ephemeral);
+            assert!(!spare.is_empty());
+            if ephemeral != (1024..=65_535) {
+                assert!(
+                    spare.end() < ephemeral.start() || spare.start() > ephemeral.end(),
+                    "{spare:?} {ephemeral:?}"
+                );
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use socket2::{Domain, Socket, Type};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    ops::RangeInclusive,
 };
 
 pub use warren_common::Role;
@@ -85,7 +86,7 @@ pub fn listen(namespace: &Namespace) -> Result<PodListeners, ListenError> {
     namespace.run(|| {
         let mut moved = Vec::new();
         let mut open = |role| {
-            let (sockets, port) = open_role(role)?;
+            let (sockets, port) = open_role(role, namespace.ephemeral_ports())?;
             if port != wanted_port(role) {
                 moved.push(Moved { role, port });
             }
@@ -109,8 +110,8 @@ pub fn listen(namespace: &Namespace) -> Result<PodListeners, ListenError> {
     })?
 }
 
-fn open_role(role: Role) -> Result<(Vec<TcpListener>, u16), ListenError> {
-    let (low, high) = ephemeral_range();
+fn open_role(role: Role, ephemeral: RangeInclusive<u16>) -> Result<(Vec<TcpListener>, u16), ListenError> {
+    let (low, high) = ephemeral.into_inner();
     // Never an ephemeral port: a listener on 127.0.0.1:50051 makes the application's wildcard bind of 50051 fail.
     let free = (high.saturating_add(1)..=u16::MAX)
         .filter(|port| *port > high)
@@ -128,13 +129,6 @@ fn open_role(role: Role) -> Result<(Vec<TcpListener>, u16), ListenError> {
         low,
         high,
     })
-}
-
-/// `net.ipv4.ip_local_port_range` of the namespace we are in; it counts for IPv6 too.
-fn ephemeral_range() -> (u16, u16) {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut ends = text.split_whitespace().filter_map(|end| end.parse().ok());
-    (ends.next().unwrap_or(32768), ends.next().unwrap_or(60999))
 }
 
 fn open_pair(role: Role, port: u16) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
@@ -179,7 +173,7 @@ const BACKLOG: i32 = 32_768;
 
 /// On `lo` a paced congestion control costs a multiple of the CPU and gains nothing. Where the kernel has no cubic, the
 /// host's own choice stays.
-pub(super) fn prefer_cubic(socket: &Socket) {
+fn prefer_cubic(socket: &Socket) {
     if let Err(error) = socket.set_tcp_congestion(b"cubic") {
         tracing::debug!(%error, "no cubic on a local hop");
     }

@@ -7,10 +7,11 @@ use std::{
     cell::RefCell,
     fs::File,
     io,
+    ops::RangeInclusive,
     os::fd::{AsFd, BorrowedFd},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 /// An open network namespace. It lives at least as long as this value or a clone of it does.
@@ -22,7 +23,11 @@ struct Open {
     /// Device and inode: what identifies a namespace from outside.
     inode: (u64, u64),
     cookie: u64,
+    /// The lowest and the highest.
+    ephemeral: (u16, u16),
 }
+
+const DEFAULT_EPHEMERAL: (u16, u16) = (32_768, 60_999);
 
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
@@ -43,32 +48,34 @@ thread_local! {
     static VISITING: RefCell<Option<Namespace>> = const { RefCell::new(None) };
 }
 
-/// Asks the kernel whether an open file is a network namespace, before anybody tries to enter it.
-fn is_network_namespace(file: &File) -> bool {
+/// True for a file that is some namespace, of whatever kind.
+fn is_on_nsfs(file: &File) -> bool {
     const NSFS_MAGIC: i64 = 0x6e73_6673;
-    // proc's magic links and bind mounts of them are on nsfs; setns with CLONE_NEWNET checks the type itself.
-    nix::sys::statfs::fstatfs(file).is_ok_and(|facts| i64::from(facts.filesystem_type().0) == NSFS_MAGIC)
+    nix::sys::statfs::fstatfs(file).is_ok_and(|facts| facts.filesystem_type().0 == NSFS_MAGIC)
 }
 
 impl Namespace {
     /// Opens the namespace that is mounted at `path` (as `/run/netns/x` or `/proc/1/ns/net`).
     pub fn open(path: &Path) -> Result<Self, NamespaceError> {
-        let file = File::open(path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => NamespaceError::Gone { path: path.to_owned() },
-            _ => NamespaceError::Open {
-                path: path.to_owned(),
-                source,
-            },
+        let file = File::open(path).map_err(|source| {
+            let path = path.to_owned();
+            if source.kind() == io::ErrorKind::NotFound {
+                NamespaceError::Gone { path }
+            } else {
+                NamespaceError::Open { path, source }
+            }
         })?;
         // `ip netns add` makes a plain file before it mounts the namespace there.
-        if !is_network_namespace(&file) {
+        if !is_on_nsfs(&file) {
             return Err(NamespaceError::NotANamespace { path: path.to_owned() });
         }
-        Self::from_file(file).map_err(|error| match error {
-            NamespaceError::Enter { source } if source.raw_os_error() == Some(libc::EINVAL) => {
+        Self::from_file(file).map_err(|error| {
+            // setns says so of a namespace of another kind.
+            if matches!(&error, NamespaceError::Enter { source } if source.raw_os_error() == Some(libc::EINVAL)) {
                 NamespaceError::NotANamespace { path: path.to_owned() }
+            } else {
+                error
             }
-            error => error,
         })
     }
 
@@ -79,22 +86,21 @@ impl Namespace {
 
     fn from_file(file: File) -> Result<Self, NamespaceError> {
         let facts = file.metadata().map_err(|source| NamespaceError::Enter { source })?;
-        let unknown_cookie = Self(Arc::new(Open {
+        let mut open = Open {
             file,
             inode: (facts.dev(), facts.ino()),
             cookie: 0,
+            ephemeral: DEFAULT_EPHEMERAL,
+        };
+        let unknown = Self(Arc::new(Open {
+            file: open.file.try_clone().map_err(enter)?,
+            ..open
         }));
-        let cookie = unknown_cookie
-            .run(|| {
-                let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
-                options::netns_cookie(&socket)
-            })?
-            .map_err(|source| NamespaceError::Enter { source })?;
-        let Self(open) = unknown_cookie;
-        let mut open = Arc::into_inner(open).ok_or(NamespaceError::Enter {
-            source: io::ErrorKind::Other.into(),
+        let seen = unknown.run(|| {
+            let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+            Ok((options::netns_cookie(&socket)?, ephemeral_here()))
         })?;
-        open.cookie = cookie;
+        (open.cookie, open.ephemeral) = seen.map_err(enter)?;
         Ok(Self(Arc::new(open)))
     }
 
@@ -106,6 +112,12 @@ impl Namespace {
     /// Device and inode. The inode number is reused once the namespace is gone.
     pub fn inode(&self) -> (u64, u64) {
         self.0.inode
+    }
+
+    /// The ports that `connect` chooses from in here, as they were when the namespace was opened. Never empty.
+    pub fn ephemeral_ports(&self) -> RangeInclusive<u16> {
+        let (low, high) = self.0.ephemeral;
+        low..=high
     }
 
     pub fn as_fd(&self) -> BorrowedFd<'_> {
@@ -137,6 +149,20 @@ impl Namespace {
     }
 }
 
+fn enter(source: io::Error) -> NamespaceError {
+    NamespaceError::Enter { source }
+}
+
+/// `net.ipv4.ip_local_port_range` of the namespace we are in; it counts for IPv6 too.
+fn ephemeral_here() -> (u16, u16) {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = text.split_whitespace().filter_map(|end| end.parse().ok());
+    match (ends.next(), ends.next()) {
+        (Some(low), Some(high)) if low <= high => (low, high),
+        _ => DEFAULT_EPHEMERAL,
+    }
+}
+
 fn open_own() -> Result<File, NamespaceError> {
     let path = Path::new("/proc/thread-self/ns/net");
     File::open(path).map_err(|source| NamespaceError::Open {
@@ -146,15 +172,21 @@ fn open_own() -> Result<File, NamespaceError> {
 }
 
 fn ensure_home() -> Result<(), NamespaceError> {
+    /// Where the first thread that asked is at home: most likely all are, and one descriptor serves them.
+    static COMMON: OnceLock<Namespace> = OnceLock::new();
     HOME.with_borrow_mut(|home| {
         if home.is_none() {
             let file = open_own()?;
             let facts = file.metadata().map_err(|source| NamespaceError::Enter { source })?;
-            *home = Some(Namespace(Arc::new(Open {
+            let inode = (facts.dev(), facts.ino());
+            let own = Namespace(Arc::new(Open {
                 file,
-                inode: (facts.dev(), facts.ino()),
+                inode,
                 cookie: 0,
-            })));
+                ephemeral: DEFAULT_EPHEMERAL,
+            }));
+            let common = COMMON.get_or_init(|| own.clone());
+            *home = Some(if common.inode() == inode { common.clone() } else { own });
         }
         Ok(())
     })
