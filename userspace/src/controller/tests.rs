@@ -130,10 +130,7 @@ impl World {
 
     async fn issue(&self, token: &str, id: &SpiffeId) -> Result<(), Code> {
         let issued = self.client(token).issue(&DaemonKey::generate().unwrap(), id).await;
-        issued.map(|_| ()).map_err(|error| match error {
-            IssueError::Refused { code, .. } => code,
-            other => panic!("{other:?}"),
-        })
+        issued.map(|_| ()).map_err(code)
     }
 
     /// A request as it is on the wire, with the token of node-a.
@@ -160,11 +157,7 @@ impl World {
         request
             .metadata_mut()
             .insert("authorization", "bearer token-a".parse().unwrap());
-        match self.client("unused").call(request).await {
-            Ok(chain) => Ok(chain),
-            Err(IssueError::Refused { code, .. }) => Err(code),
-            Err(other) => panic!("{other:?}"),
-        }
+        self.client("unused").call(request).await.map_err(code)
     }
 
     fn count(&self, outcome: &str) -> u64 {
@@ -174,6 +167,13 @@ impl World {
             .find(|(name, _)| *name == outcome)
             .map_or(0, |(_, count)| *count)
     }
+}
+
+fn code(error: IssueError) -> Code {
+    let IssueError::Refused { code, .. } = error else {
+        panic!("{error:?}")
+    };
+    code
 }
 
 fn text(id: &str) -> Option<prost_types::value::Kind> {

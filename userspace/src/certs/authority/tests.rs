@@ -289,10 +289,11 @@ fn a_directory_that_gives_no_ca_is_refused_by_name_and_left_as_it_is() {
     let unfit = |ca: &Ca, above: &[&Ca], root: &Ca| {
         let dir = tempfile::tempdir().unwrap();
         fill(dir.path(), ca, above, root);
-        match Authority::open(dir.path(), now).unwrap_err() {
-            CaDirError::Authority { source, .. } => source,
-            other => panic!("{other:?}"),
-        }
+        let error = Authority::open(dir.path(), now).unwrap_err();
+        let CaDirError::Authority { source, .. } = error else {
+            panic!("{error:?}")
+        };
+        source
     };
     let below = |change: fn(&mut CertificateParams)| root.below("mesh CA", change);
     let other = Ca {
