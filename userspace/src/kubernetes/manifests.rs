@@ -1,8 +1,10 @@
 //! The directory of manifests as a source: `DIR/**/*.{yaml,yml,json}`, watched for changes. What it takes care of: that a
 //! file being edited, however, never makes a policy vanish.
 
+mod claims;
 mod directory;
 mod document;
+mod netns;
 mod pending;
 #[cfg(test)]
 mod tests;

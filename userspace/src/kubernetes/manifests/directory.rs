@@ -1,11 +1,14 @@
 //! The files of the directory and the objects they hold. A file that is broken, empty, unreadable or just being written
 //! keeps the objects it held. Time is an argument.
 
-use super::document::{self, Content, Document};
+use super::{
+    claims::{Claim, Claims, Place},
+    document::{self, Content, Document},
+    netns::Namespaces,
+};
 use crate::kubernetes::{
-    enrolment::NETNS,
     index::Index,
-    objects::{Kind, ObjectRef},
+    objects::ObjectRef,
     problem::{Finding, Flaw, Origin, Problem},
 };
 use serde_json::Value;
@@ -49,14 +52,12 @@ pub(super) struct Outcome {
 #[derive(Debug)]
 pub(super) struct Directory {
     root: PathBuf,
-    node_name: Option<Arc<str>>,
     files: BTreeMap<Arc<PathBuf>, File>,
-    /// Who defines an object, by file, document and place in it; the first legible one counts.
-    claims: HashMap<ObjectRef, BTreeMap<Place, Claim>>,
+    claims: Claims,
+    namespaces: Namespaces,
     /// What the index was told.
     applied: HashMap<ObjectRef, Option<Arc<Value>>>,
-    /// Network namespaces of this node's pods, and whether they are there.
-    namespaces: BTreeMap<ObjectRef, (PathBuf, bool)>,
+    /// What could not be listed, and why.
     unlisted: BTreeMap<PathBuf, String>,
     /// To be looked at again: just changed, just being written, or just gone.
     later: BTreeSet<PathBuf>,
@@ -68,15 +69,6 @@ struct File {
     stamp: Option<Stamp>,
     holds: BTreeSet<(ObjectRef, Place)>,
     gone_since: Option<Instant>,
-}
-
-type Place = (Arc<PathBuf>, usize, usize);
-
-#[derive(Debug)]
-struct Claim {
-    line: usize,
-    /// `None` for a policy that cannot be read.
-    value: Option<Arc<Value>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,11 +104,10 @@ impl Directory {
     pub(super) fn new(root: PathBuf, node_name: Option<Arc<str>>) -> Self {
         Self {
             root,
-            node_name,
             files: BTreeMap::new(),
-            claims: HashMap::new(),
+            claims: Claims::default(),
+            namespaces: Namespaces::new(node_name),
             applied: HashMap::new(),
-            namespaces: BTreeMap::new(),
             unlisted: BTreeMap::new(),
             later: BTreeSet::new(),
             problems: BTreeMap::new(),
@@ -167,7 +158,7 @@ impl Directory {
                 }
             }
         }
-        self.look_for_namespaces(&mut scan);
+        scan.touched.extend(self.namespaces.changed().cloned());
         for object in std::mem::take(&mut scan.touched) {
             self.tell(&object, index, &mut scan);
         }
@@ -179,17 +170,12 @@ impl Directory {
     }
 
     pub(super) fn origin(&self, object: &ObjectRef) -> Option<Origin> {
-        let (place, claim) = self.winner(self.claims.get(object)?)?;
-        Some(Origin {
-            file: Arc::clone(&place.0),
-            document: place.1,
-            line: Some(claim.line),
-        })
+        self.claims.winner(object).map(|(origin, _)| origin)
     }
 
     /// The folders in which this node's network namespaces lie.
     pub(super) fn namespace_folders(&self) -> impl Iterator<Item = &Path> {
-        self.namespaces.values().filter_map(|(path, _)| path.parent())
+        self.namespaces.folders()
     }
 
     /// Every manifest below the root. Folders that cannot be listed are noted, and what they held stays.
@@ -244,7 +230,10 @@ impl Directory {
     fn seen(&mut self, path: &Arc<PathBuf>, stamp: Stamp, is_being_written: &dyn Fn(&Path) -> bool, scan: &mut Scan) {
         let known = self.files.get_mut(path);
         if let Some(file) = known {
-            file.gone_since = None;
+            if file.gone_since.take().is_some() {
+                self.claims.set_going(path, false);
+                scan.touched.extend(file.holds.iter().map(|(object, _)| object.clone()));
+            }
             if file.stamp == Some(stamp) {
                 return;
             }
@@ -288,6 +277,7 @@ impl Directory {
     fn vanished(&mut self, path: &Arc<PathBuf>, scan: &mut Scan) {
         let Some(file) = self.files.get_mut(path) else { return };
         let since = *file.gone_since.get_or_insert(scan.now.monotonic);
+        self.claims.set_going(path, true);
         let left = GONE.saturating_sub(scan.now.monotonic.duration_since(since));
         if !left.is_zero() && file.holds.iter().any(|(object, _)| object.kind.restricts()) {
             self.later.insert(path.to_path_buf());
@@ -295,10 +285,11 @@ impl Directory {
             return;
         }
         for (object, place) in std::mem::take(&mut file.holds) {
-            self.disclaim(&object, &place);
+            self.claims.remove(&object, &place);
             scan.touched.insert(object);
         }
         self.files.remove(path);
+        self.claims.set_going(path, false);
         self.set_problems(ProblemKey::File(Arc::clone(path)), Vec::new(), scan);
     }
 
@@ -377,14 +368,14 @@ impl Directory {
             if !rewritten && (is_broken || misnamed.contains(&named)) {
                 holds.insert((object, place));
             } else {
-                self.disclaim(&object, &place);
+                self.claims.remove(&object, &place);
                 scan.touched.insert(object);
             }
         }
         for (object, place, claim) in new {
             scan.touched.insert(object.clone());
             holds.insert((object.clone(), place.clone()));
-            self.claims.entry(object).or_default().insert(place, claim);
+            self.claims.add(object, place, claim);
         }
         if let Some(file) = self.files.get_mut(path) {
             file.holds = holds;
@@ -392,50 +383,26 @@ impl Directory {
         self.set_problems(ProblemKey::File(Arc::clone(path)), problems, scan);
     }
 
-    fn disclaim(&mut self, object: &ObjectRef, place: &Place) {
-        if let Some(claims) = self.claims.get_mut(object) {
-            claims.remove(place);
-            if claims.is_empty() {
-                self.claims.remove(object);
-            }
-        }
-    }
-
     /// Tells the index what an object now is.
     fn tell(&mut self, object: &ObjectRef, index: &mut Index, scan: &mut Scan) {
-        let claims = self.claims.get(object);
-        let twice = claims.into_iter().flat_map(|claims| {
-            let first = self.winner(claims).map(|(place, _)| place);
-            let counts = first.map(|first| first.0.display().to_string()).unwrap_or_default();
-            claims
-                .iter()
-                .filter(move |(place, _)| Some(*place) != first)
-                .map(move |(place, claim)| Problem {
-                    origin: Some(Origin {
-                        file: Arc::clone(&place.0),
-                        document: place.1,
-                        line: Some(claim.line),
-                    }),
-                    object: Some(object.clone()),
-                    finding: Finding::new("", Flaw::DefinedTwice { other: counts.clone() }),
-                })
+        self.set_problems(ProblemKey::Twice(object.clone()), self.claims.losers(object), scan);
+        let (origin, value) = self.claims.winner(object).unzip();
+        let there = self.namespaces.check(object, value.as_ref().and_then(Option::as_deref));
+        let gone = there.err().map(|finding| Problem {
+            origin,
+            object: Some(object.clone()),
+            finding,
         });
-        let twice = twice.collect();
-        let value = claims
-            .and_then(|claims| self.winner(claims))
-            .map(|(_, claim)| claim.value.clone());
-        self.set_problems(ProblemKey::Twice(object.clone()), twice, scan);
-        let value = value.filter(|value| self.namespace_is_there(object, value.as_deref(), scan));
+        let value = value.filter(|_| gone.is_none());
+        self.set_problems(ProblemKey::Netns(object.clone()), Vec::from_iter(gone), scan);
         match value {
             None => {
                 if self.applied.remove(object).is_some() {
                     index.delete(object);
                 }
             }
+            Some(value) if self.applied.get(object) == Some(&value) => {}
             Some(value) => {
-                if self.applied.get(object) == Some(&value) {
-                    return;
-                }
                 match &value {
                     Some(value) => index.apply(object, value),
                     None => index.apply_unreadable(object),
@@ -443,67 +410,6 @@ impl Directory {
                 self.applied.insert(object.clone(), value);
             }
         }
-    }
-
-    /// False for a pod of this node whose network namespace is gone.
-    fn namespace_is_there(&mut self, object: &ObjectRef, value: Option<&Value>, scan: &mut Scan) -> bool {
-        let path = value.filter(|_| object.kind == Kind::Pod).and_then(|value| {
-            let node = value.pointer("/spec/nodeName").and_then(Value::as_str);
-            let is_ours = node.is_none_or(|node| self.node_name.as_deref().is_none_or(|own| own == node));
-            let path = value
-                .get("metadata")?
-                .get("annotations")?
-                .get(NETNS)?
-                .as_str()
-                .filter(|_| is_ours)?;
-            Some(PathBuf::from(path))
-        });
-        let Some(path) = path else {
-            self.namespaces.remove(object);
-            self.set_problems(ProblemKey::Netns(object.clone()), Vec::new(), scan);
-            return true;
-        };
-        let is_there = path.exists();
-        let mut problems = Vec::new();
-        if !is_there {
-            problems.push(Problem {
-                origin: self.origin(object),
-                object: Some(object.clone()),
-                finding: Finding::new(format!("metadata.annotations.{NETNS}"), Flaw::NetnsGone(path.clone())),
-            });
-        }
-        self.namespaces.insert(object.clone(), (path, is_there));
-        self.set_problems(ProblemKey::Netns(object.clone()), problems, scan);
-        is_there
-    }
-
-    /// Pods whose network namespace came or went.
-    fn look_for_namespaces(&mut self, scan: &mut Scan) {
-        let changed = self
-            .namespaces
-            .iter()
-            .filter(|(_, (path, was_there))| path.exists() != *was_there);
-        scan.touched.extend(changed.map(|(object, _)| object.clone()));
-        let gone = self
-            .namespaces
-            .keys()
-            .filter(|object| !self.claims.contains_key(*object));
-        let gone: Vec<ObjectRef> = gone.cloned().collect();
-        for object in gone {
-            self.namespaces.remove(&object);
-        }
-    }
-
-    /// Whose word counts: the first legible one's, of a file that is still there.
-    fn winner<'c>(&self, claims: &'c BTreeMap<Place, Claim>) -> Option<(&'c Place, &'c Claim)> {
-        claims
-            .iter()
-            .min_by_key(|(place, claim)| (claim.value.is_none(), self.is_going(place)))
-    }
-
-    /// True for a file that vanished and whose objects stay a little longer.
-    fn is_going(&self, place: &Place) -> bool {
-        self.files.get(&place.0).is_some_and(|file| file.gone_since.is_some())
     }
 
     fn set_problems(&mut self, key: ProblemKey, problems: Vec<Problem>, scan: &mut Scan) {
