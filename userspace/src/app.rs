@@ -1,19 +1,365 @@
 //! The wiring: builds the parts of a role from its configuration and joins them by values.
 
-use crate::config::{ControllerConfig, NodeConfig};
+mod controller;
+mod pods;
+mod views;
+
+pub use controller::run_controller;
+
+use crate::{
+    admin::{self, AdminSite, AdminState, BindError, Listen, MetricsSite, Readiness, ReadinessSite},
+    capture::{self, CaptureSettings},
+    certs::{
+        CertStore,
+        issuer::{CaClient, CaClientSettings},
+        key::DaemonKey,
+        store::StoreSettings,
+    },
+    config::{KernelArgs, MeshConfig, NodeConfig, Ports, RunConfig, Tc},
+    hbone::HboneSettings,
+    kernel::{Kernel, KernelConfig, Sizes, Tcx},
+    kubernetes::{IndexSettings, Published, Source, manifests},
+    mesh::{MeshSnapshot, TrustDomain},
+    proxy::{Connections, ProxyContext, ProxySettings},
+    shutdown::{Drained, Shutdown, termination},
+    telemetry::{Live, LiveSample, Metrics, Place},
+};
+use anyhow::{Context, anyhow};
+use pods::{Condition, Pods};
+use std::{io, path::Path, sync::Arc, time::Duration};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+/// Events that wait for the proxy while it serves earlier ones.
+const EVENTS: usize = 256;
+/// How often the file of the root certificates is looked at.
+const ROOT_REREAD: Duration = Duration::from_secs(10);
+/// How long metrics and readiness still answer after the connections have ended.
+const ADMIN_GRACE: Duration = Duration::from_millis(200);
 
 /// Runs a node's daemon until it is told to end.
 ///
 /// # Errors
 /// It cannot start, or cannot go on.
-pub async fn run_node(_config: NodeConfig) -> anyhow::Result<()> {
-    anyhow::bail!("not wired yet")
+pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
+    let shutdown = Shutdown::new();
+    let terminated = termination();
+    let metrics = Metrics::new(place(&config.mesh));
+    let readiness = Readiness::awaiting(Condition::ALL.map(Condition::awaited));
+    // Taken first: a port that is in use is told before anything changes on the node.
+    let ports = OwnPorts::bind(&config.ports)?;
+
+    let manifests = config.manifests.as_deref().context("no source of the desired state")?;
+    let published = read_manifests(manifests, &config, &shutdown)?;
+    readiness.met(Condition::Snapshot.name());
+
+    let kernel = tokio::task::spawn_blocking({
+        let kernel = kernel_config(&config.kernel);
+        move || Kernel::open(&kernel)
+    });
+    let certs = certificates(&config, &shutdown)?;
+    let kernel = Arc::new(kernel.await?.context("the kernel programs cannot be used")?);
+    readiness.met(Condition::Programs.name());
+    trace_log(&kernel, &shutdown);
+
+    let context = Arc::new(ProxyContext {
+        snapshot: published.snapshot.clone(),
+        certs: certs.clone(),
+        metrics: Arc::clone(&metrics),
+        connections: Connections::default(),
+        settings: proxy_settings(&config),
+    });
+    let pods = Pods::new(
+        config.node_name.as_str().into(),
+        Arc::clone(&context),
+        config.run.drain_deadline,
+        readiness.clone(),
+        shutdown.clone(),
+    );
+    let (events, captured) = mpsc::channel(EVENTS);
+    let settings = CaptureSettings {
+        node_name: config.node_name.as_str().into(),
+        release_drain: config.run.drain_deadline,
+    };
+    shutdown.spawn_essential("capture", {
+        let (kernel, snapshot, shutdown) = (Arc::clone(&kernel), published.snapshot.clone(), shutdown.clone());
+        async move {
+            if let Err(error) = capture::reconcile(kernel, settings, snapshot, events, shutdown).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "pods cannot be captured");
+            }
+        }
+    });
+    shutdown.spawn_essential("pods", Arc::clone(&pods).serve(captured));
+    shutdown.spawn(
+        "metrics upkeep",
+        Arc::clone(&metrics).upkeep(published.snapshot.clone(), shutdown.clone()),
+    );
+    shutdown.spawn(
+        "manifest problems",
+        count_problems(published.clone(), Arc::clone(&metrics), shutdown.clone()),
+    );
+    register(&metrics, &kernel, &certs);
+
+    let admin_tasks = Shutdown::new();
+    let state = admin_state(&config, &published, &kernel, &certs, &pods, &context);
+    ports.serve(Some(state), &metrics, &readiness, &admin_tasks)?;
+    info!(node = config.node_name, "the node's daemon runs");
+
+    let outcome = wait(terminated, &shutdown).await;
+    end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+    outcome
 }
 
-/// Runs the certificate authority until it is told to end.
-///
-/// # Errors
-/// It cannot start, or cannot go on.
-pub async fn run_controller(_config: ControllerConfig) -> anyhow::Result<()> {
-    anyhow::bail!("not wired yet")
+/// Waits for a signal, or for a task without which there is no point in going on.
+async fn wait(
+    terminated: impl Future<Output = io::Result<crate::shutdown::Termination>>,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        signal = terminated => {
+            let signal = signal.context("signals cannot be waited for")?;
+            info!(?signal, "told to end");
+            Ok(())
+        }
+        failure = shutdown.failure() => Err(anyhow!(failure)),
+    }
 }
+
+/// Drains the connections, then the servers that told about them.
+async fn end(run: &RunConfig, shutdown: &Shutdown, admin_tasks: &Shutdown, readiness: &Readiness) {
+    readiness.pending(Condition::Running.name(), "draining");
+    match shutdown.drain(run.drain_deadline).await {
+        Drained::Completely => info!("drained"),
+        Drained::Cut { tasks } => warn!(?tasks, "ended with connections open"),
+    }
+    admin_tasks.drain(ADMIN_GRACE).await;
+}
+
+fn place(mesh: &MeshConfig) -> Place {
+    Place {
+        cluster: mesh.cluster_name.as_str().into(),
+        domain: mesh.cluster_domain.as_str().into(),
+    }
+}
+
+fn trust_domains(mesh: &MeshConfig) -> Vec<TrustDomain> {
+    let own = std::iter::once(mesh.trust_domain.clone());
+    own.chain(mesh.trust_domain_alias.iter().cloned()).collect()
+}
+
+fn read_manifests(directory: &Path, config: &NodeConfig, shutdown: &Shutdown) -> anyhow::Result<Published> {
+    let settings = IndexSettings {
+        trust_domain: config.mesh.trust_domain.clone(),
+        root_namespace: config.mesh.root_namespace.as_str().into(),
+        extra_ranges: config.cluster_range.clone(),
+        source: Source::Directory,
+        node_name: Some(config.node_name.as_str().into()),
+    };
+    Ok(manifests::spawn(directory, settings, shutdown)?)
+}
+
+fn kernel_config(args: &KernelArgs) -> KernelConfig {
+    KernelConfig {
+        pin_dir: args.pin_dir.clone(),
+        cgroup: args.cgroup.clone(),
+        kubepods: args.kubepods.clone(),
+        sizes: Sizes {
+            workloads: args.max_workloads,
+            services: args.max_services,
+            ranges: args.max_ranges,
+            pods: args.max_pods,
+            ..Sizes::default()
+        },
+        tcx: match args.tc {
+            Tc::Auto => Tcx::Auto,
+            Tc::Netlink => Tcx::Netlink,
+        },
+        trace: tracing::enabled!(target: "warren::kernel", tracing::Level::TRACE),
+    }
+}
+
+/// The programs' own lines, where somebody wants to read them.
+fn trace_log(kernel: &Kernel, shutdown: &Shutdown) {
+    if !tracing::enabled!(target: "warren::kernel", tracing::Level::TRACE) {
+        return;
+    }
+    let Some(log) = kernel.trace_log() else {
+        return warn!("the kernel programs say nothing: their log cannot be opened");
+    };
+    let draining = shutdown.draining();
+    shutdown.spawn("kernel trace", async move {
+        tokio::select! {
+            ended = log.run() => if let Err(error) = ended {
+                warn!(%error, "the kernel programs' log has ended");
+            },
+            () = draining => {}
+        }
+    });
+}
+
+fn certificates(config: &NodeConfig, shutdown: &Shutdown) -> anyhow::Result<CertStore> {
+    let issuer = CaClient::new(CaClientSettings {
+        address: config.ca_address.as_str().parse().context("--ca-address")?,
+        server_name: None,
+        root: config.ca_root.clone(),
+        token: Some(config.ca_token.clone()),
+        cluster_id: config.mesh.cluster_name.clone(),
+        lifetime: config.svid_lifetime,
+    });
+    let settings = StoreSettings {
+        trust_domains: trust_domains(&config.mesh),
+        ca_root: config.ca_root.clone(),
+        reread: ROOT_REREAD,
+    };
+    // Connections that drain still need their certificates.
+    let (store, keeper) = CertStore::new(issuer, DaemonKey::generate()?, settings, shutdown.cut());
+    let draining = shutdown.draining();
+    shutdown.spawn("certificates", async move {
+        tokio::select! {
+            () = keeper => {}
+            () = draining => {}
+        }
+    });
+    Ok(store)
+}
+
+fn proxy_settings(config: &NodeConfig) -> ProxySettings {
+    ProxySettings {
+        hbone: Arc::new(HboneSettings {
+            ping_interval: config.hbone.hbone_ping,
+            ping_timeout: config.hbone.hbone_dead_after,
+            idle: config.hbone.hbone_idle,
+            ..HboneSettings::default()
+        }),
+        connections_per_pod: usize::try_from(config.max_connections_per_pod).unwrap_or(usize::MAX),
+        ..ProxySettings::default()
+    }
+}
+
+fn register(metrics: &Metrics, kernel: &Arc<Kernel>, certs: &CertStore) {
+    let counted = Arc::clone(kernel);
+    metrics.register(Live::counter(
+        "kernel_decisions",
+        "What the kernel programs decided, by reason",
+        move || {
+            let reasons = counted.counters().unwrap_or_default().into_iter();
+            let samples = reasons.map(|(reason, count)| {
+                #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+                LiveSample::new([("reason", reason.name().to_owned())], count as f64)
+            });
+            samples.collect()
+        },
+    ));
+    let full = Arc::clone(kernel);
+    metrics.register(Live::counter(
+        "kernel_map_full",
+        "Entries that did not fit into a map of the kernel",
+        move || {
+            let maps = full.full_maps().into_iter();
+            let samples = maps.map(|full| {
+                #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
+                LiveSample::new([("map", full.map.to_owned())], full.refused as f64)
+            });
+            samples.collect()
+        },
+    ));
+    let certs = certs.clone();
+    metrics.register(Live::gauge(
+        "certificate_expiry_timestamp_seconds",
+        "When each certificate ends, in seconds since 1970",
+        move || views::certificate_ends(&certs.list()),
+    ));
+}
+
+async fn count_problems(mut published: Published, metrics: Arc<Metrics>, shutdown: Shutdown) {
+    let mut known: Arc<[crate::kubernetes::Problem]> = Arc::default();
+    let draining = shutdown.draining();
+    tokio::pin!(draining);
+    loop {
+        let now = Arc::clone(&published.problems.borrow_and_update());
+        for problem in now.iter().filter(|problem| !known.contains(problem)) {
+            metrics.gauges.manifest_error(problem.finding.flaw.name());
+        }
+        known = now;
+        metrics
+            .gauges
+            .snapshot_published(published.snapshot.borrow_and_update().version);
+        tokio::select! {
+            () = &mut draining => return,
+            changed = published.problems.changed() => if changed.is_err() { return },
+            changed = published.snapshot.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn admin_state(
+    config: &NodeConfig,
+    published: &Published,
+    kernel: &Arc<Kernel>,
+    certs: &CertStore,
+    pods: &Arc<Pods>,
+    context: &Arc<ProxyContext>,
+) -> AdminState {
+    let (kernel, certs, pods, context) = (Arc::clone(kernel), certs.clone(), Arc::clone(pods), Arc::clone(context));
+    let problems = published.problems.clone();
+    AdminState::new(
+        config.node_name.as_str().into(),
+        config.mesh.cluster_domain.as_str().into(),
+        published.snapshot.clone(),
+    )
+    .certificates(move || views::certificates(&certs.list()))
+    .captured_pods(move || pods.list())
+    .kernel_counters(move || views::kernel_counters(&kernel.counters().unwrap_or_default()))
+    .problems(move || views::problems(&problems.borrow()))
+    .connections(move || views::connections(&context.connections.list()))
+}
+
+/// The sockets of the daemon's own servers, open and not yet served.
+struct OwnPorts {
+    admin: Vec<std::net::TcpListener>,
+    metrics: Vec<std::net::TcpListener>,
+    readiness: Vec<std::net::TcpListener>,
+}
+
+impl OwnPorts {
+    fn bind(ports: &Ports) -> Result<Self, BindError> {
+        let open = |name, port, listen: Listen| match port {
+            0 => Ok(Vec::new()),
+            _ => admin::bind(name, listen),
+        };
+        let admin = match ports.admin_address {
+            Some(address) => Listen::At((address, ports.admin_port).into()),
+            None => Listen::Loopback(ports.admin_port),
+        };
+        Ok(Self {
+            admin: open("admin", ports.admin_port, admin)?,
+            metrics: open("metrics", ports.metrics_port, Listen::Everywhere(ports.metrics_port))?,
+            readiness: open(
+                "readiness",
+                ports.readiness_port,
+                Listen::Everywhere(ports.readiness_port),
+            )?,
+        })
+    }
+
+    fn serve(
+        self,
+        state: Option<AdminState>,
+        metrics: &Arc<Metrics>,
+        readiness: &Readiness,
+        tasks: &Shutdown,
+    ) -> io::Result<()> {
+        let site = Arc::new(AdminSite {
+            state,
+            logging: crate::telemetry::logging::handle(),
+        });
+        admin::serve(self.admin, site, "admin", tasks)?;
+        let site = Arc::new(MetricsSite(Arc::clone(metrics)));
+        admin::serve(self.metrics, site, "metrics", tasks)?;
+        let site = Arc::new(ReadinessSite(readiness.clone()));
+        admin::serve(self.readiness, site, "readiness", tasks)
+    }
+}
+
+/// Snapshots as everybody reads them.
+type Snapshots = watch::Receiver<Arc<MeshSnapshot>>;

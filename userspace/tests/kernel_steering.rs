@@ -141,7 +141,11 @@ fn what_turns_round_without_a_daemon_never_reaches_the_pods_own_wildcard_listene
             .unwrap();
         assert!(answer.is_err(), "{answer:?}");
     }
-    assert!(count(&kernel, Reason::DropSteeredNoListener) >= 2);
+    assert!(
+        count(&kernel, Reason::DropSteeredNoListener) >= 2,
+        "{:?}",
+        counted(&kernel)
+    );
 }
 
 #[test]
@@ -247,13 +251,18 @@ fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed
         let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
         for (peer, family) in B.into_iter().zip(["-4", "-6"]) {
             serve(&world.b, peer, 8080);
-            let mut stream =
-                world.a.run(|| TcpStream::connect_timeout(&at(peer, 8080), DEADLINE)).unwrap().unwrap();
+            let mut stream = world
+                .a
+                .run(|| TcpStream::connect_timeout(&at(peer, 8080), DEADLINE))
+                .unwrap()
+                .unwrap();
             answer(&stream).unwrap();
             let before = count(&kernel, Reason::MarkedPacketLeaving);
             world.shell(&format!("ip -n $P-a {family} rule del pref 2 fwmark 0x111"));
             stream.write_all(b"secret").unwrap();
-            eventually("the guard drops it", || count(&kernel, Reason::MarkedPacketLeaving) > before);
+            eventually("the guard drops it", || {
+                count(&kernel, Reason::MarkedPacketLeaving) > before
+            });
         }
     }
 }
@@ -277,10 +286,15 @@ fn the_guard_is_put_on_interfaces_that_appear_later() {
         }
         // Marked, and routed to the device by somebody's rule before ours.
         world.shell("ip -n $P-a rule add pref 0 to 192.0.2.2 lookup main && ip -n $P-a neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev late");
-        let socket = world.a.run(|| Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap()).unwrap();
+        let socket = world
+            .a
+            .run(|| Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap())
+            .unwrap();
         socket.set_mark(warren::net::marks::STEER).unwrap();
         let _ = socket.send_to(b"x", &at("192.0.2.2", 9).into());
-        eventually("the guard drops it", || count(&kernel, Reason::MarkedPacketLeaving) == 1);
+        eventually("the guard drops it", || {
+            count(&kernel, Reason::MarkedPacketLeaving) == 1
+        });
     }
 }
 
@@ -293,10 +307,17 @@ fn a_full_map_never_lets_mesh_traffic_out() {
     world.config.sizes.workloads = 2;
     let kernel = Kernel::open(&world.config).unwrap();
     kernel.sync_ranges(&ranges()).unwrap();
-    let workloads = A.iter().chain(&B).map(|address| (ip(address), WorkloadEntry::IN_MESH)).collect();
+    let workloads = A
+        .iter()
+        .chain(&B)
+        .map(|address| (ip(address), WorkloadEntry::IN_MESH))
+        .collect();
     assert!(matches!(
         kernel.sync_workloads(&workloads),
-        Err(MapError::Full { map: "WORKLOADS", size: 2 })
+        Err(MapError::Full {
+            map: "WORKLOADS",
+            size: 2
+        })
     ));
     assert_eq!(kernel.full_maps()[0].refused, 2);
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
@@ -316,7 +337,11 @@ fn a_released_pods_new_connections_are_its_own_again_and_its_open_ones_go_on() {
     let a = capture(&kernel, &world.a, A, &strict());
     serve(&world.a, A[0], 8080);
     serve(&world.b, B[0], 8080);
-    let mut open = world.a.run(|| TcpStream::connect_timeout(&at(B[0], 8080), DEADLINE)).unwrap().unwrap();
+    let mut open = world
+        .a
+        .run(|| TcpStream::connect_timeout(&at(B[0], 8080), DEADLINE))
+        .unwrap()
+        .unwrap();
     answer(&open).unwrap();
     assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
 

@@ -195,8 +195,8 @@ fn is_absent(error: &aya::maps::MapError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
     use aya::{maps::MapError as AyaError, sys::SyscallError};
+    use std::io;
 
     /// A map of bounded size that remembers what was written.
     #[derive(Default)]

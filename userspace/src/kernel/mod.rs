@@ -4,6 +4,8 @@ mod netlink;
 pub mod routes;
 pub mod sockets;
 pub mod sysctls;
+mod tables;
+mod trace;
 pub mod watch;
 
 pub use netlink::NetlinkError;

@@ -59,7 +59,11 @@ static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 impl World {
     pub fn new() -> Self {
-        let name = format!("warren-test-{}-{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "warren-test-{}-{}",
+            std::process::id(),
+            WORLDS.fetch_add(1, Ordering::Relaxed)
+        );
         let cgroup = Membership::enter();
         let script = r#"
             set -e
@@ -128,7 +132,11 @@ impl World {
     /// Opens the kernel side and tells it of A, B and the ranges.
     pub fn open(&self) -> Kernel {
         let kernel = Kernel::open(&self.config).unwrap();
-        let workloads = A.iter().chain(&B).map(|address| (ip(address), WorkloadEntry::IN_MESH)).collect();
+        let workloads = A
+            .iter()
+            .chain(&B)
+            .map(|address| (ip(address), WorkloadEntry::IN_MESH))
+            .collect();
         kernel.sync_workloads(&workloads).unwrap();
         kernel.sync_ranges(&ranges()).unwrap();
         kernel
@@ -138,7 +146,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for part in ["node", "a", "b"] {
-            let _ = Command::new("ip").args(["netns", "del", &format!("{}-{part}", self.name)]).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", &format!("{}-{part}", self.name)])
+                .status();
         }
         let _ = fs::remove_dir_all(&self.config.pin_dir);
     }
@@ -187,7 +197,9 @@ pub struct Captured {
 pub fn capture(kernel: &Kernel, namespace: &Namespace, addresses: [&str; 2], policy: &PodPolicy) -> Captured {
     let number = kernel.number_for(namespace.cookie()).unwrap();
     kernel.set_policy(number, policy).unwrap();
-    kernel.set_addresses(number, &addresses.iter().map(|address| ip(address)).collect()).unwrap();
+    kernel
+        .set_addresses(number, &addresses.iter().map(|address| ip(address)).collect())
+        .unwrap();
     let listeners = listen(kernel, number, namespace);
     kernel.attach_pod(number, namespace).unwrap();
     kernel.steer(number).unwrap();
@@ -225,7 +237,9 @@ fn greet(listener: TcpListener, name: &str) {
 pub fn close(listeners: PodListeners) {
     for role in Role::ALL {
         for listener in listeners.of(role) {
-            socket2::SockRef::from(listener).shutdown(std::net::Shutdown::Both).unwrap();
+            socket2::SockRef::from(listener)
+                .shutdown(std::net::Shutdown::Both)
+                .unwrap();
         }
     }
 }
@@ -249,7 +263,11 @@ pub fn dial(namespace: &Namespace, to: SocketAddr) -> io::Result<String> {
 
 pub fn dial_for(namespace: &Namespace, to: SocketAddr, deadline: Duration) -> io::Result<String> {
     let stream = namespace.run(|| TcpStream::connect_timeout(&to, deadline)).unwrap()?;
-    assert_eq!(canonical(stream.peer_addr()?), to, "the application sees whom it dialled");
+    assert_eq!(
+        canonical(stream.peer_addr()?),
+        to,
+        "the application sees whom it dialled"
+    );
     answer(&stream)
 }
 
@@ -267,7 +285,10 @@ pub fn answer(mut stream: &TcpStream) -> io::Result<String> {
 #[track_caller]
 pub fn assert_answered(answer: io::Result<String>, by: &str, dialled: SocketAddr) {
     let answer = answer.unwrap_or_else(|error| panic!("{dialled} should be answered by {by}: {error}"));
-    assert!(answer.starts_with(&format!("{by} {dialled} from ")), "{dialled} should be answered by {by}: {answer}");
+    assert!(
+        answer.starts_with(&format!("{by} {dialled} from ")),
+        "{dialled} should be answered by {by}: {answer}"
+    );
 }
 
 #[track_caller]
@@ -277,7 +298,20 @@ pub fn assert_fails(answer: io::Result<String>, kind: io::ErrorKind) {
 
 pub fn count(kernel: &Kernel, reason: Reason) -> u64 {
     let counters = kernel.counters().unwrap();
-    counters.into_iter().find(|(counted, _)| *counted == reason).map_or(0, |(_, count)| count)
+    counters
+        .into_iter()
+        .find(|(counted, _)| *counted == reason)
+        .map_or(0, |(_, count)| count)
+}
+
+/// What was counted, for the eyes of whoever looks into a failure.
+pub fn counted(kernel: &Kernel) -> Vec<(&'static str, u64)> {
+    let counters = kernel.counters().unwrap();
+    counters
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.name(), count))
+        .collect()
 }
 
 #[track_caller]
@@ -290,7 +324,9 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 pub fn service(ready: bool, in_mesh: bool) -> HashMap<(IpAddr, u16), ServiceEntry> {
-    VIP.iter().map(|vip| ((ip(vip), 80), ServiceEntry::new(ready, in_mesh))).collect()
+    VIP.iter()
+        .map(|vip| ((ip(vip), 80), ServiceEntry::new(ready, in_mesh)))
+        .collect()
 }
 
 pub fn by_filter(config: &mut KernelConfig) {
