@@ -18,7 +18,8 @@ impl Kernel {
 impl TraceLog {
     /// Hands lines to the log for as long as it runs.
     pub async fn run(self) -> io::Result<()> {
-        let mut ring = AsyncFd::register(self.0)?;
+        #[expect(deprecated, reason = "its successor is unsafe; the logger owns its descriptor for as long as it lives")]
+        let mut ring = AsyncFd::new(self.0)?;
         loop {
             let mut ready = ring.readable_mut().await?;
             ready.get_inner_mut().flush();
