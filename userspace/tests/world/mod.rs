@@ -6,10 +6,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicU32, Ordering},
@@ -52,7 +52,50 @@ pub struct World {
     pub a: Namespace,
     pub b: Namespace,
     pub config: KernelConfig,
-    _cgroup: Membership,
+    /// `None`: another process made this world and will end it.
+    owned: Option<Membership>,
+}
+
+const WORLD_NAME: &str = "WARREN_TEST_WORLD";
+const WORLD_CGROUP: &str = "WARREN_TEST_CGROUP";
+
+/// In a child: waits until the parent has put it where it belongs.
+pub fn wait_for_parent() {
+    let mut line = String::new();
+    io::stdin().read_line(&mut line).unwrap();
+}
+
+/// Another process of the same test binary.
+pub struct Helper {
+    child: Child,
+    lines: io::Lines<io::BufReader<ChildStdout>>,
+}
+
+impl Helper {
+    /// The rest of the next line that has `marker`.
+    pub fn said(&mut self, marker: &str) -> String {
+        let mut lines = self.lines.by_ref().map(Result::unwrap);
+        let line = lines.find(|line| line.contains(marker));
+        let line = line.unwrap_or_else(|| panic!("the child ended without saying {marker}"));
+        line.split_once(marker).unwrap().1.to_owned()
+    }
+
+    /// As `kill -9` does.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap()
+    }
+
+    pub fn end(mut self) {
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
@@ -96,9 +139,20 @@ impl World {
               i=$((i+1))
             done"#;
         shell(&name, script);
+        let path = cgroup.path.clone();
+        Self::at(name, path, Some(cgroup))
+    }
+
+    /// The world that the parent of this process made.
+    pub fn of_parent() -> Option<Self> {
+        let (name, cgroup) = (std::env::var(WORLD_NAME).ok()?, std::env::var(WORLD_CGROUP).ok()?);
+        Some(Self::at(name, cgroup.into(), None))
+    }
+
+    fn at(name: String, cgroup: PathBuf, owned: Option<Membership>) -> Self {
         let open = |part: &str| Namespace::open(Path::new(&format!("/run/netns/{name}-{part}"))).unwrap();
         let config = KernelConfig {
-            cgroup: Some(cgroup.path.clone()),
+            cgroup: Some(cgroup),
             sizes: Sizes {
                 pods: 16,
                 pod_details: 64,
@@ -112,8 +166,25 @@ impl World {
             b: open("b"),
             name,
             config,
-            _cgroup: cgroup,
+            owned,
         }
+    }
+
+    /// Runs a test of this binary, which must have one, in a process of its own, which finds the world by `of_parent`.
+    pub fn spawn(&self, test: &str, cgroup: &Path) -> Helper {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
+            .env(WORLD_NAME, &self.name)
+            .env(WORLD_CGROUP, self.cgroup())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        fs::write(cgroup.join("cgroup.procs"), child.id().to_string()).unwrap();
+        // The child waits for this before it does anything: it is in its cgroup now.
+        child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        let lines = io::BufReader::new(child.stdout.take().unwrap()).lines();
+        Helper { child, lines }
     }
 
     /// Runs a shell script; `$P` is the prefix of the namespaces' names.
@@ -126,7 +197,7 @@ impl World {
     }
 
     pub fn cgroup(&self) -> &Path {
-        &self._cgroup.path
+        self.config.cgroup.as_deref().unwrap()
     }
 
     /// Opens the kernel side and tells it of A, B and the ranges.
@@ -145,6 +216,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        if self.owned.is_none() {
+            return;
+        }
         for part in ["node", "a", "b"] {
             let _ = Command::new("ip")
                 .args(["netns", "del", &format!("{}-{part}", self.name)])

@@ -1,0 +1,201 @@
+//! What outlives the daemon, on the real kernel.
+
+mod world;
+
+use std::{
+    fs,
+    io::ErrorKind,
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    time::Instant,
+};
+use warren::kernel::{Kernel, OpenError, Reason};
+use world::*;
+
+/// Runs in a process of its own, to be killed.
+#[test]
+fn child_that_captures_a() {
+    let Some(world) = World::of_parent() else { return };
+    wait_for_parent();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &strict());
+    println!("captured: {}", a.number.get());
+    loop {
+        std::thread::park();
+    }
+}
+
+fn pins(world: &World) -> PathBuf {
+    world.config.pin_dir.join("v1")
+}
+
+#[test]
+fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let mut daemon = world.spawn("child_that_captures_a", world.cgroup());
+    let number = daemon.said("captured: ");
+    for (own, peer) in A.into_iter().zip(B) {
+        serve(&world.b, peer, 8080);
+        serve(&world.a, own, 8080);
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+    }
+    assert_eq!(daemon.kill().signal(), Some(9));
+
+    for (own, peer) in A.into_iter().zip(B) {
+        let start = Instant::now();
+        assert_fails(dial(&world.a, at(peer, 8080)), ErrorKind::HostUnreachable);
+        assert!(start.elapsed() < SILENCE, "at once");
+        assert_fails(dial(&world.a, at(NOBODY[0], 8080)), ErrorKind::HostUnreachable);
+        assert_fails(dial(&world.b, at(own, 8080)), ErrorKind::ConnectionRefused);
+        assert_answered(dial(&world.a, at(own, 8080)), "app", at(own, 8080));
+    }
+    for node in NODE {
+        let outside = serve(&world.node, node, 8080);
+        assert_answered(dial(&world.a, outside), "app", outside);
+    }
+
+    let start = Instant::now();
+    let kernel = Kernel::open(&world.config).unwrap();
+    println!("opened over pins in {:?}", start.elapsed());
+    let adopted = kernel.adopted_pods();
+    assert_eq!(adopted.len(), 1);
+    assert_eq!(adopted[0].number.get().to_string(), number);
+    assert_eq!(adopted[0].cookie, world.a.cookie());
+    assert_eq!(u64::from(adopted[0].inode), world.a.inode().1);
+    assert_eq!(kernel.number_for(world.a.cookie()).unwrap(), adopted[0].number);
+    // Nothing has changed for the pod yet.
+    assert_fails(dial(&world.a, at(B[0], 8080)), ErrorKind::HostUnreachable);
+    assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
+
+    let before = links(&world);
+    let _listeners = listen(&kernel, adopted[0].number, &world.a);
+    kernel.attach_pod(adopted[0].number, &world.a).unwrap();
+    assert_eq!(links(&world), before, "the links are the same, their programs new");
+    for (own, peer) in A.into_iter().zip(B) {
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+        assert_fails(dial(&world.b, at(own, 8080)), ErrorKind::ConnectionRefused);
+    }
+    // The counters went on from where they were.
+    assert!(count(&kernel, Reason::RefuseNoListener) >= 5);
+    assert_eq!(count(&kernel, Reason::MarkedPacketLeaving), 0);
+}
+
+/// Every pin but the maps.
+fn links(world: &World) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![pins(world).join("links"), pins(world).join("pods")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else {
+                found.push(entry.path());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn pins_of_a_namespace_that_is_gone_are_removed_at_the_next_start() {
+    if !runs() {
+        return;
+    }
+    let mut world = World::new();
+    let mut daemon = world.spawn("child_that_captures_a", world.cgroup());
+    daemon.said("captured: ");
+    daemon.kill();
+    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 1);
+    world.shell("ip netns del $P-a");
+    // Ours was the last handle of it.
+    world.a = world.b.clone();
+    eventually("the pod is forgotten", || Kernel::open(&world.config).unwrap().adopted_pods().is_empty());
+    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_pod_that_was_not_steered_yet_when_the_daemon_ended_is_left_alone() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let number = kernel.number_for(world.a.cookie()).unwrap();
+    kernel.set_policy(number, &strict()).unwrap();
+    kernel.attach_pod(number, &world.a).unwrap();
+    serve(&world.a, A[0], 8080);
+    assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
+    drop(kernel);
+    let kernel = Kernel::open(&world.config).unwrap();
+    assert_eq!(kernel.adopted_pods(), []);
+    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 0);
+    assert_answered(dial(&world.b, at(A[0], 8080)), "app", at(A[0], 8080));
+}
+
+#[test]
+fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
+    if !runs() {
+        return;
+    }
+    let mut world = World::new();
+    by_filter(&mut world.config);
+    let filters = |world: &World| {
+        let name = format!("{}-a", world.name());
+        let shown = std::process::Command::new("tc")
+            .args(["-n", &name, "filter", "show", "dev", "eth0", "egress"])
+            .output()
+            .unwrap();
+        String::from_utf8(shown.stdout).unwrap().matches("warren_guard").count()
+    };
+    let first = world.open();
+    let a = capture(&first, &world.a, A, &PERMISSIVE);
+    assert_eq!(filters(&world), 1);
+    drop(first);
+    let second = world.open();
+    second.attach_pod(a.number, &world.a).unwrap();
+    assert_eq!(filters(&world), 1);
+    second.stop_steering(a.number).unwrap();
+    second.detach_pod(a.number, Some(&world.a)).unwrap();
+    assert_eq!(filters(&world), 0);
+}
+
+#[test]
+fn a_map_that_is_pinned_keeps_its_size_and_its_entries() {
+    if !runs() {
+        return;
+    }
+    let mut world = World::new();
+    world.config.sizes.workloads = 4;
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    drop(kernel);
+    world.config.sizes.workloads = 100;
+    world.config.sizes.pods = 1;
+    let kernel = Kernel::open(&world.config).unwrap();
+    // The same four are known already, so that nothing is written.
+    let four = A.iter().chain(&B).map(|address| (ip(address), warren::kernel::WorkloadEntry::IN_MESH)).collect();
+    assert_eq!(kernel.sync_workloads(&four).unwrap(), Default::default());
+    let fifth = kernel.upsert_workload(ip(NOBODY[0]), warren::kernel::WorkloadEntry::IN_MESH);
+    assert!(matches!(fifth, Err(warren::kernel::MapError::Full { size: 4, .. })), "{fifth:?}");
+    assert!(kernel.number_for(1).is_ok(), "there is room for sixteen pods still");
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let mut config = world.config.clone();
+    config.cgroup = Some("/nowhere".into());
+    assert!(matches!(Kernel::open(&config), Err(OpenError::Cgroup { .. })));
+    let mut config = world.config.clone();
+    config.cgroup = Some("/tmp".into());
+    assert!(matches!(Kernel::open(&config), Err(OpenError::Program { .. })));
+    config.pin_dir = "/proc/warren".into();
+    assert!(matches!(Kernel::open(&config), Err(OpenError::NoBpffs { .. })));
+}
