@@ -2,13 +2,7 @@
 
 mod world;
 
-use std::{
-    fs,
-    io::ErrorKind,
-    os::unix::process::ExitStatusExt,
-    path::PathBuf,
-    time::Instant,
-};
+use std::{fs, io::ErrorKind, os::unix::process::ExitStatusExt, path::PathBuf, time::Instant};
 use warren::kernel::{Kernel, OpenError, Reason};
 use world::*;
 
@@ -113,7 +107,9 @@ fn pins_of_a_namespace_that_is_gone_are_removed_at_the_next_start() {
     world.shell("ip netns del $P-a");
     // Ours was the last handle of it.
     world.a = world.b.clone();
-    eventually("the pod is forgotten", || Kernel::open(&world.config).unwrap().adopted_pods().is_empty());
+    eventually("the pod is forgotten", || {
+        Kernel::open(&world.config).unwrap().adopted_pods().is_empty()
+    });
     assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 0);
 }
 
@@ -149,7 +145,10 @@ fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
             .args(["-n", &name, "filter", "show", "dev", "eth0", "egress"])
             .output()
             .unwrap();
-        String::from_utf8(shown.stdout).unwrap().matches("warren_guard").count()
+        String::from_utf8(shown.stdout)
+            .unwrap()
+            .matches("handle 0x5752")
+            .count()
     };
     let first = world.open();
     let a = capture(&first, &world.a, A, &PERMISSIVE);
@@ -177,10 +176,17 @@ fn a_map_that_is_pinned_keeps_its_size_and_its_entries() {
     world.config.sizes.pods = 1;
     let kernel = Kernel::open(&world.config).unwrap();
     // The same four are known already, so that nothing is written.
-    let four = A.iter().chain(&B).map(|address| (ip(address), warren::kernel::WorkloadEntry::IN_MESH)).collect();
+    let four = A
+        .iter()
+        .chain(&B)
+        .map(|address| (ip(address), warren::kernel::WorkloadEntry::IN_MESH))
+        .collect();
     assert_eq!(kernel.sync_workloads(&four).unwrap(), Default::default());
     let fifth = kernel.upsert_workload(ip(NOBODY[0]), warren::kernel::WorkloadEntry::IN_MESH);
-    assert!(matches!(fifth, Err(warren::kernel::MapError::Full { size: 4, .. })), "{fifth:?}");
+    assert!(
+        matches!(fifth, Err(warren::kernel::MapError::Full { size: 4, .. })),
+        "{fifth:?}"
+    );
     assert!(kernel.number_for(1).is_ok(), "there is room for sixteen pods still");
 }
 

@@ -45,7 +45,10 @@ fn the_daemons_delivery_reaches_the_application_under_strict_and_shows_the_clien
     for (own, client) in A.into_iter().zip(B) {
         let answer = deliver(&world.a, client, at(own, 8080)).unwrap();
         let from = at(client, 0).to_string();
-        assert!(answer.starts_with(&format!("app {} from {}", at(own, 8080), &from[..from.len() - 1])), "{answer}");
+        assert!(
+            answer.starts_with(&format!("app {} from {}", at(own, 8080), &from[..from.len() - 1])),
+            "{answer}"
+        );
     }
 }
 
@@ -148,7 +151,10 @@ fn child_that_dials_from_the_nodes_namespace() {
     let Some(world) = World::of_parent() else { return };
     wait_for_parent();
     for own in A {
-        println!("answer: {:?}", dial(&world.node, at(own, 8080)).map_err(|error| error.kind()));
+        println!(
+            "answer: {:?}",
+            dial(&world.node, at(own, 8080)).map_err(|error| error.kind())
+        );
     }
 }
 
@@ -179,7 +185,9 @@ fn the_nodes_own_processes_pass_under_strict_and_containers_on_its_network_do_no
     child.end();
     assert_eq!(count(&kernel, Reason::DropStrictFromNodeAddress), 2);
     assert_eq!(count(&kernel, Reason::ArriveFromNode), 2);
-    fs::remove_dir(container).and_then(|()| fs::remove_dir(kubepods)).unwrap();
+    fs::remove_dir(container)
+        .and_then(|()| fs::remove_dir(kubepods))
+        .unwrap();
 
     // A pod outside the mesh needs no note, and makes none.
     for own in A {
@@ -206,7 +214,11 @@ fn reuse_port_after_time_wait(from: &Namespace, source: SocketAddr, to: SocketAd
     let (first, _) = connect();
     assert_eq!(answer(&first).unwrap(), "bye");
     let mut nothing = [0];
-    assert_eq!(io::Read::read(&mut &first, &mut nothing).unwrap(), 0, "closed by the other end first");
+    assert_eq!(
+        io::Read::read(&mut &first, &mut nothing).unwrap(),
+        0,
+        "closed by the other end first"
+    );
     drop(first);
     connect().1
 }

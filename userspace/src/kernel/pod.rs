@@ -1,7 +1,7 @@
 //! Attaching to one pod's namespace and detaching from it: the arrival program, and the guard at every way out.
 
 use super::{
-    AttachError, Kernel, pins,
+    AttachError, Kernel, MapError, pins,
     programs::{self, ARRIVAL},
     sys::{self, Target},
 };
@@ -16,7 +16,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
-use warren_common::PodNumber;
+use warren_common::{PodNumber, tables::names};
 
 /// Ours among the filters of a clsact qdisc, where there are no links.
 const FILTER_PRIORITY: u16 = 1;
@@ -81,7 +81,11 @@ impl Kernel {
             program: ARRIVAL,
             source: Box::new(source),
         };
-        let mut ebpf = self.loading.arrive(pod).map_err(|source| AttachError::Load {
+        let loaded = self.loading.arrive(pod).ok_or(MapError::NoSuchPod {
+            number: pod.get(),
+            size: self.loading.size(names::SETTINGS),
+        })?;
+        let mut ebpf = loaded.map_err(|source| AttachError::Load {
             source: Box::new(source),
         })?;
         let program: &mut SkLookup = ebpf

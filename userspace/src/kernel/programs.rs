@@ -2,6 +2,7 @@
 
 use super::{Sizes, pins::Pins};
 use aya::{Ebpf, EbpfError, EbpfLoader, maps::MapInfo};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use warren_common::{
     PodNumber, Reason,
@@ -18,8 +19,11 @@ pub(super) const DIAL6: &str = "warren_dial6";
 pub(super) const GUARD: &str = "warren_guard";
 pub(super) const ARRIVAL: &str = "warren_arrive";
 
-const LOG_NOTHING: u8 = 0;
-const LOG_TRACE: u8 = aya_log::Level::Trace as u8;
+static LOG_NOTHING: u8 = 0;
+static LOG_TRACE: u8 = aya_log::Level::Trace as u8;
+
+/// The global that says which pod an instance serves.
+const POD: &str = "POD";
 
 /// False if the build found no object files.
 pub(super) fn are_built_in() -> bool {
@@ -27,11 +31,12 @@ pub(super) fn are_built_in() -> bool {
 }
 
 /// How the objects are loaded: over which maps, how large, and how talkative.
-#[derive(Debug)]
 pub(super) struct Loading {
-    pins: Pins,
+    /// One for all: to make it, aya reads all of the kernel's own BTF, which takes longer than loading a program.
+    loader: Mutex<EbpfLoader<'static>>,
     sizes: HashMap<&'static str, u32>,
-    log_level: u8,
+    /// Every pod's number, since the loader wants a global's value to outlive it.
+    numbers: &'static [u32],
 }
 
 impl Loading {
@@ -52,18 +57,30 @@ impl Loading {
             (names::NODE_DIALS, sizes.node_connects),
             (names::NODE_CONNECTS, sizes.node_connects),
         ];
+        let maps = pins.maps();
         let pinned = |name: &str| {
-            MapInfo::from_pin(pins.maps().join(name))
-                .ok()
-                .map(|info| info.max_entries())
+            let info = MapInfo::from_pin(maps.join(name)).ok()?;
+            Some(info.max_entries())
         };
+        let sizes: HashMap<_, _> = wished
+            .into_iter()
+            .map(|(name, size)| (name, pinned(name).unwrap_or(size.max(1))))
+            .collect();
+
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(None)
+            .default_map_pin_directory(&maps)
+            .map_pin_path(names::TRACE, maps.join(names::TRACE))
+            .override_global(aya_log::LEVEL, if trace { &LOG_TRACE } else { &LOG_NOTHING }, true);
+        for (name, size) in &sizes {
+            loader.map_max_entries(name, *size);
+        }
+        let numbers: Vec<u32> = (0..sizes.get(names::SETTINGS).copied().unwrap_or_default()).collect();
         Self {
-            pins: pins.clone(),
-            sizes: wished
-                .into_iter()
-                .map(|(name, size)| (name, pinned(name).unwrap_or(size.max(1))))
-                .collect(),
-            log_level: if trace { LOG_TRACE } else { LOG_NOTHING },
+            loader: Mutex::new(loader),
+            sizes,
+            numbers: numbers.leak(),
         }
     }
 
@@ -73,26 +90,14 @@ impl Loading {
     }
 
     pub(super) fn steer(&self) -> Result<Ebpf, EbpfError> {
-        self.with_maps(&mut EbpfLoader::new(), STEER)
+        self.loader.lock().load(STEER)
     }
 
-    /// An instance of the arrival program for one pod.
-    pub(super) fn arrive(&self, pod: PodNumber) -> Result<Ebpf, EbpfError> {
-        let number = pod.get();
-        let mut loader = EbpfLoader::new();
-        loader.override_global("POD", &number, true);
-        self.with_maps(&mut loader, ARRIVE)
-    }
-
-    fn with_maps<'a>(&'a self, loader: &mut EbpfLoader<'a>, object: &[u8]) -> Result<Ebpf, EbpfError> {
-        // The programs know no type of the kernel's own: reading its BTF would take longer than all the rest.
-        loader.btf(None);
-        loader.default_map_pin_directory(self.pins.maps());
-        loader.map_pin_path(names::TRACE, self.pins.maps().join(names::TRACE));
-        loader.override_global(aya_log::LEVEL, &self.log_level, true);
-        for (name, size) in &self.sizes {
-            loader.map_max_entries(name, *size);
-        }
-        loader.load(object)
+    /// An instance of the arrival program for one pod; `None` if the maps have no room for its number.
+    pub(super) fn arrive(&self, pod: PodNumber) -> Option<Result<Ebpf, EbpfError>> {
+        let number = self.numbers.get(pod.get() as usize)?;
+        let mut loader = self.loader.lock();
+        loader.override_global(POD, number, false);
+        Some(loader.load(ARRIVE))
     }
 }
