@@ -4,6 +4,9 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// The third word of a v4-mapped address, in network order.
+const V4_MAPPED: u32 = 0xffff_u32.to_be();
+
 /// The family a connection has on the wire, whatever the family of its socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
@@ -22,63 +25,63 @@ impl Family {
     }
 }
 
-/// An IP address; IPv4 is v4-mapped.
+/// An IP address; IPv4 is v4-mapped. Words rather than bytes, so that the programs copy and compare it by words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Address([u8; 16]);
+pub struct Address {
+    /// In network order.
+    words: [u32; 4],
+}
 
 impl Address {
-    /// From the words of a kernel context, each still in network order.
+    /// From the word of a kernel context, still in network order.
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
-        Self::from_v6_words([0, 0, 0xffff_u32.to_be(), word])
+        Self {
+            words: [0, 0, V4_MAPPED, word],
+        }
     }
 
     /// From the words of a kernel context, each still in network order.
     #[inline(always)]
     pub const fn from_v6_words(words: [u32; 4]) -> Self {
-        let [a, b, c, d] = words;
-        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
-        Self([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ])
+        Self { words }
     }
 
-    #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
-        self.0
-    }
-
-    #[inline(always)]
-    const fn word(&self, first: usize) -> u32 {
-        u32::from_be_bytes([self.0[first], self.0[first + 1], self.0[first + 2], self.0[first + 3]])
+        let [a, b, c, d] = self.words;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ]
     }
 
     #[inline(always)]
     pub const fn family(&self) -> Family {
-        if self.word(0) == 0 && self.word(4) == 0 && self.word(8) == 0xffff {
-            Family::V4
-        } else {
-            Family::V6
+        match self.words {
+            [0, 0, V4_MAPPED, _] => Family::V4,
+            _ => Family::V6,
         }
     }
 
     /// 127.0.0.0/8 or `::1`.
     #[inline(always)]
     pub const fn is_loopback(&self) -> bool {
-        match self.family() {
-            Family::V4 => self.0[12] == 127,
-            Family::V6 => self.word(0) == 0 && self.word(4) == 0 && self.word(8) == 0 && self.word(12) == 1,
+        match self.words {
+            [0, 0, V4_MAPPED, word] => u32::from_be(word) >> 24 == 127,
+            [0, 0, 0, word] => u32::from_be(word) == 1,
+            _ => false,
         }
     }
 }
 
 impl From<IpAddr> for Address {
     fn from(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => Self(address.to_ipv6_mapped().octets()),
-            IpAddr::V6(address) => Self(address.octets()),
-        }
+        let octets = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        zerocopy::transmute!(octets)
     }
 }
 
@@ -96,7 +99,7 @@ impl From<Ipv6Addr> for Address {
 
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
-        Ipv6Addr::from(address.0).to_canonical()
+        Ipv6Addr::from(address.octets()).to_canonical()
     }
 }
 
@@ -106,8 +109,8 @@ impl From<Address> for IpAddr {
 pub struct FourTuple {
     source: Address,
     destination: Address,
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
+    /// Both in network order.
+    ports: [u16; 2],
 }
 
 impl FourTuple {
@@ -116,8 +119,7 @@ impl FourTuple {
         Self {
             source,
             destination,
-            source_port: source_port.to_be_bytes(),
-            destination_port: destination_port.to_be_bytes(),
+            ports: [source_port.to_be(), destination_port.to_be()],
         }
     }
 
@@ -133,7 +135,7 @@ impl FourTuple {
 
     #[inline(always)]
     pub const fn destination_port(&self) -> u16 {
-        u16::from_be_bytes(self.destination_port)
+        u16::from_be(self.ports[1])
     }
 }
 

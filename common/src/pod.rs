@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Names a captured pod of this node in the maps. It outlives a restart of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct PodNumber([u8; 4]);
+pub struct PodNumber(u32);
 
 impl PodNumber {
     /// Not a pod: under this number the node's own addresses are kept.
@@ -14,12 +14,12 @@ impl PodNumber {
 
     #[inline(always)]
     pub const fn new(number: u32) -> Self {
-        Self(number.to_le_bytes())
+        Self(number)
     }
 
     #[inline(always)]
     pub const fn get(self) -> u32 {
-        u32::from_le_bytes(self.0)
+        self.0
     }
 }
 
@@ -82,28 +82,26 @@ pub struct Ports {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PodSettings {
-    flags: u8,
-    _zero: u8,
-    outbound: [u8; 2],
-    plaintext: [u8; 2],
-    hbone: [u8; 2],
+    flags: u16,
+    outbound: u16,
+    plaintext: u16,
+    hbone: u16,
 }
 
-const CAPTURED: u8 = 1;
-const STRICT: u8 = 2;
+const CAPTURED: u16 = 1;
+const STRICT: u16 = 2;
 /// A policy selects the workload, so nobody but the daemon can say who may call.
-const RESTRICTED: u8 = 4;
+const RESTRICTED: u16 = 4;
 /// Some port has a mode of its own, in `PORT_MODES`.
-const PORT_MODES: u8 = 8;
+const PORT_MODES: u16 = 8;
 
 impl PodSettings {
     /// Steering has ended: what arrives goes to the daemon while it listens, and passes where it does not.
     pub const RELEASED: Self = Self {
         flags: 0,
-        _zero: 0,
-        outbound: [0; 2],
-        plaintext: [0; 2],
-        hbone: [0; 2],
+        outbound: 0,
+        plaintext: 0,
+        hbone: 0,
     };
 
     /// `restricted`: a policy selects the workload. `port_modes`: some port's mode differs from `mode`.
@@ -128,9 +126,9 @@ impl PodSettings {
     /// The same pod, its listeners elsewhere.
     pub const fn with_ports(self, ports: Ports) -> Self {
         Self {
-            outbound: ports.outbound.to_be_bytes(),
-            plaintext: ports.plaintext.to_be_bytes(),
-            hbone: ports.hbone.to_be_bytes(),
+            outbound: ports.outbound,
+            plaintext: ports.plaintext,
+            hbone: ports.hbone,
             ..self
         }
     }
@@ -162,9 +160,9 @@ impl PodSettings {
     #[inline(always)]
     pub const fn ports(&self) -> Ports {
         Ports {
-            outbound: u16::from_be_bytes(self.outbound),
-            plaintext: u16::from_be_bytes(self.plaintext),
-            hbone: u16::from_be_bytes(self.hbone),
+            outbound: self.outbound,
+            plaintext: self.plaintext,
+            hbone: self.hbone,
         }
     }
 

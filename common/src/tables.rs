@@ -1,4 +1,5 @@
-//! The maps: their names, keys and values. Every type is made of bytes in a fixed order, without padding.
+//! The maps: their names, keys and values. No type has padding; addresses and ports
+//! are in network order, other numbers in the machine's, since a map never leaves it.
 
 use crate::{Address, PlaintextMode, PodNumber};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -38,36 +39,36 @@ pub mod names {
 /// The cookie of a namespace or socket: never reused, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Cookie([u8; 8]);
+pub struct Cookie(u64);
 
 impl Cookie {
     pub const NONE: Self = Self::new(0);
 
     #[inline(always)]
     pub const fn new(cookie: u64) -> Self {
-        Self(cookie.to_le_bytes())
+        Self(cookie)
     }
 
     #[inline(always)]
     pub const fn get(self) -> u64 {
-        u64::from_le_bytes(self.0)
+        self.0
     }
 }
 
 /// Nanoseconds of the kernel's monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Instant([u8; 8]);
+pub struct Instant(u64);
 
 impl Instant {
     #[inline(always)]
     pub const fn new(nanoseconds: u64) -> Self {
-        Self(nanoseconds.to_le_bytes())
+        Self(nanoseconds)
     }
 
     #[inline(always)]
     pub const fn get(self) -> u64 {
-        u64::from_le_bytes(self.0)
+        self.0
     }
 }
 
@@ -75,14 +76,14 @@ impl Instant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct NodeFacts {
-    namespace: [u8; 8],
-    kubepods: [u8; 8],
+    namespace: u64,
+    kubepods: u64,
 }
 
 impl NodeFacts {
     pub const UNKNOWN: Self = Self {
-        namespace: [0; 8],
-        kubepods: [0; 8],
+        namespace: 0,
+        kubepods: 0,
     };
 
     /// `namespace`: the cookie of the node's own network namespace. `kubepods`: the id of the cgroup below which every
@@ -92,21 +93,18 @@ impl NodeFacts {
             Some(cgroup) => cgroup,
             None => 0,
         };
-        Self {
-            namespace: namespace.to_le_bytes(),
-            kubepods: kubepods.to_le_bytes(),
-        }
+        Self { namespace, kubepods }
     }
 
     /// 0 where it is not known.
     #[inline(always)]
     pub const fn namespace(&self) -> u64 {
-        u64::from_le_bytes(self.namespace)
+        self.namespace
     }
 
     #[inline(always)]
     pub const fn kubepods(&self) -> Option<u64> {
-        match u64::from_le_bytes(self.kubepods) {
+        match self.kubepods {
             0 => None,
             cgroup => Some(cgroup),
         }
@@ -117,19 +115,12 @@ impl NodeFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct WorkloadEntry {
-    in_mesh: u8,
-    _zero: [u8; 3],
+    in_mesh: u32,
 }
 
 impl WorkloadEntry {
-    pub const IN_MESH: Self = Self {
-        in_mesh: 1,
-        _zero: [0; 3],
-    };
-    pub const OUTSIDE: Self = Self {
-        in_mesh: 0,
-        _zero: [0; 3],
-    };
+    pub const IN_MESH: Self = Self { in_mesh: 1 };
+    pub const OUTSIDE: Self = Self { in_mesh: 0 };
 
     #[inline(always)]
     pub const fn is_in_mesh(&self) -> bool {
@@ -142,8 +133,8 @@ impl WorkloadEntry {
 #[repr(C)]
 pub struct ServiceKey {
     vip: Address,
-    port: [u8; 2],
-    _zero: [u8; 2],
+    port: u16,
+    _zero: u16,
 }
 
 impl ServiceKey {
@@ -151,8 +142,8 @@ impl ServiceKey {
     pub const fn new(vip: Address, port: u16) -> Self {
         Self {
             vip,
-            port: port.to_be_bytes(),
-            _zero: [0; 2],
+            port: port.to_be(),
+            _zero: 0,
         }
     }
 
@@ -161,7 +152,7 @@ impl ServiceKey {
     }
 
     pub const fn port(&self) -> u16 {
-        u16::from_be_bytes(self.port)
+        u16::from_be(self.port)
     }
 }
 
@@ -169,18 +160,16 @@ impl ServiceKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ServiceEntry {
-    ready: u8,
-    in_mesh: u8,
-    _zero: [u8; 2],
+    ready: u16,
+    in_mesh: u16,
 }
 
 impl ServiceEntry {
     /// `ready`: some endpoint is ready. `in_mesh`: some endpoint is in the mesh.
     pub const fn new(ready: bool, in_mesh: bool) -> Self {
         Self {
-            ready: ready as u8,
-            in_mesh: in_mesh as u8,
-            _zero: [0; 2],
+            ready: ready as u16,
+            in_mesh: in_mesh as u16,
         }
     }
 
@@ -223,8 +212,8 @@ impl OwnAddress {
 #[repr(C)]
 pub struct PortKey {
     pod: PodNumber,
-    port: [u8; 2],
-    _zero: [u8; 2],
+    port: u16,
+    _zero: u16,
 }
 
 impl PortKey {
@@ -232,8 +221,8 @@ impl PortKey {
     pub const fn new(pod: PodNumber, port: u16) -> Self {
         Self {
             pod,
-            port: port.to_be_bytes(),
-            _zero: [0; 2],
+            port: port.to_be(),
+            _zero: 0,
         }
     }
 
@@ -242,7 +231,7 @@ impl PortKey {
     }
 
     pub const fn port(&self) -> u16 {
-        u16::from_be_bytes(self.port)
+        u16::from_be(self.port)
     }
 }
 
@@ -250,15 +239,13 @@ impl PortKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PortMode {
-    strict: u8,
-    _zero: [u8; 3],
+    strict: u32,
 }
 
 impl From<PlaintextMode> for PortMode {
     fn from(mode: PlaintextMode) -> Self {
         Self {
-            strict: matches!(mode, PlaintextMode::Strict) as u8,
-            _zero: [0; 3],
+            strict: matches!(mode, PlaintextMode::Strict).into(),
         }
     }
 }
@@ -277,7 +264,7 @@ impl PortMode {
 /// The value where being in the map says it all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Present([u8; 4]);
+pub struct Present(u32);
 
 #[cfg(test)]
 mod tests {

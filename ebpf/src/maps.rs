@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     helpers::{bpf_map_lookup_elem, bpf_sk_release},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap},
     programs::SkLookupContext,
 };
 use warren_common::{
@@ -99,7 +99,16 @@ pub fn service(vip: Address, port: u16) -> Option<ServiceEntry> {
 
 #[inline(always)]
 pub fn is_in_ranges(address: Address) -> bool {
-    RANGES.get(&Key::new(128, address)).is_some()
+    /// As aya's, but aligned, so that the address is copied by words.
+    #[repr(C)]
+    struct Prefix {
+        bits: u32,
+        address: Address,
+    }
+    let prefix = Prefix { bits: 128, address };
+    // SAFETY: the key has the layout that the map was made with, and lives during the call.
+    let found = unsafe { bpf_map_lookup_elem((&raw const RANGES).cast_mut().cast(), (&raw const prefix).cast()) };
+    !found.is_null()
 }
 
 #[inline(always)]
