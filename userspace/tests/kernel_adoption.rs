@@ -1,5 +1,7 @@
 //! What outlives the daemon, on the real kernel.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 mod world;
 
 use std::{fs, io::ErrorKind, os::unix::process::ExitStatusExt, path::PathBuf, time::Instant};

@@ -1,5 +1,7 @@
 //! What arrives at a captured pod, on the real kernel.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 mod world;
 
 use nix::libc;

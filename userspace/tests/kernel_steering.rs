@@ -1,5 +1,7 @@
 //! What leaves a captured pod, on the real kernel.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
 mod world;
 
 use socket2::{Domain, Socket, Type};
@@ -356,4 +358,57 @@ fn a_released_pods_new_connections_are_its_own_again_and_its_open_ones_go_on() {
     assert_answered(dial(&world.a, at(B[0], 8080)), "app", at(B[0], 8080));
     let pinned = world.config.pin_dir.join("v1/pods");
     assert_eq!(std::fs::read_dir(pinned).unwrap().count(), 0);
+}
+
+/// Collects what is logged.
+#[derive(Clone, Default)]
+struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(line)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn with_trace_on_every_decision_is_a_line_with_its_reason() {
+    if !runs() {
+        return;
+    }
+    let mut world = World::new();
+    world.config.trace = true;
+    let kernel = world.open();
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _subscribed = tracing::subscriber::set_default(subscriber);
+    let log = tokio::spawn(kernel.trace_log().unwrap().run());
+    assert!(kernel.trace_log().is_none());
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for peer in B {
+        assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
+    }
+    for expected in [
+        "connect to 10.77.0.3 port 8080 reason=\"steer-workload\"",
+        "connect to fd77::3 port 8080 reason=\"steer-workload\"",
+        "pod 0 reached at 10.77.0.3 port 8080 from 10.77.0.2 reason=\"arrive-steered\"",
+        "pod 0 reached at fd77::3 port 8080 from fd77::2 reason=\"arrive-steered\"",
+    ] {
+        let text = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let logged = tokio::time::timeout(DEADLINE, async {
+            while !text().contains(expected) {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(logged.await.is_ok(), "{expected} is not in {}", text());
+    }
+    log.abort();
 }

@@ -177,9 +177,10 @@ pub(super) fn broken(map: &'static str, error: aya::maps::MapError) -> MapError 
 }
 
 fn errno(error: &aya::maps::MapError) -> Option<i32> {
-    match error {
-        aya::maps::MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
+    if let aya::maps::MapError::SyscallError(error) = error {
+        error.io_error.raw_os_error()
+    } else {
+        None
     }
 }
 

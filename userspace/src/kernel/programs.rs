@@ -101,3 +101,59 @@ impl Loading {
         Some(loader.load(ARRIVE))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+    use warren_common::marks;
+
+    /// Where `struct __sk_buff` has the mark, and how long it is at least.
+    const MARK: usize = 8;
+    const SKB: usize = 192;
+
+    #[test]
+    fn the_guard_drops_what_carries_a_mark_of_ours_and_lets_others_decide_about_the_rest() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: needs root, to load a kernel program");
+            return;
+        }
+        let folder = format!("/sys/fs/bpf/warren-test-guard-{}", std::process::id());
+        let pins = Pins::open(folder.as_ref()).unwrap();
+        let loading = Loading::new(&pins, &Sizes::default(), false);
+        let mut ebpf = loading.steer().unwrap();
+        let guard: &mut SchedClassifier = ebpf.program_mut(GUARD).unwrap().try_into().unwrap();
+        guard.load().unwrap();
+        let verdict = |mark: u32| {
+            let mut context = [0; SKB];
+            context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+            let options = TestRunOptions {
+                data_in: Some(&[0; 64]),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            };
+            guard.test_run(options).unwrap().return_value as i32
+        };
+        for mark in [marks::STEER, marks::DELIVER, marks::REFUSE] {
+            assert_eq!(verdict(mark), 2, "TC_ACT_SHOT for {mark:#x}");
+        }
+        for mark in [0, 1, marks::DAEMON, 0x120] {
+            assert_eq!(verdict(mark), -1, "TC_ACT_UNSPEC for {mark:#x}");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn the_objects_are_small_and_carry_what_the_kernel_wants() {
+        assert!(are_built_in());
+        for (object, limit) in [(STEER, 100_000), (ARRIVE, 60_000)] {
+            assert!(
+                object.len() < limit,
+                "{} bytes: is there debug information in it?",
+                object.len()
+            );
+            let text = String::from_utf8_lossy(object);
+            assert!(text.contains("Dual MIT/GPL") && text.contains(".BTF"));
+        }
+    }
+}

@@ -1,7 +1,9 @@
-//! The bpf(2) calls that aya has no name for: opening a pinned link, asking about it, and giving it another program.
+//! The system calls that have no safe name: opening a pinned link, asking about it, giving it another program; waiting
+//! for a ring of trace lines.
 
 #![allow(unsafe_code, reason = "system calls without a safe wrapper")]
 
+use aya_log::EbpfLogger;
 use std::{
     ffi::CString,
     io, mem,
@@ -11,6 +13,7 @@ use std::{
     },
     path::Path,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -137,4 +140,10 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         old_program: 0,
     };
     bpf(BPF_LINK_UPDATE, &mut attribute).map(drop)
+}
+
+/// Waits for lines in a ring, on the runtime of the caller.
+pub(super) fn watch_ring<L: log::Log>(ring: EbpfLogger<L>) -> io::Result<AsyncFd<EbpfLogger<L>>> {
+    // SAFETY: the logger owns its map's descriptor and keeps it as long as it lives.
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
 }
