@@ -224,7 +224,44 @@ pub fn abort(stream: TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::testing::pod_namespace, *};
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn tunnels_come_from_the_pods_own_address_with_the_daemons_mark() {
+        let Some(pod) = pod_namespace("dial") else { return };
+        for own in ["10.9.0.1", "fd09::1"] {
+            let own: IpAddr = own.parse().unwrap();
+            let listener = pod.run(|| std::net::TcpListener::bind((own, 0)).unwrap()).unwrap();
+            let to = listener.local_addr().unwrap();
+            let stream = dial_mesh(&pod, own, to, DEADLINE).await.unwrap();
+            assert_eq!(stream.local_addr().unwrap().ip(), own);
+            assert!(stream.nodelay().unwrap());
+            assert_eq!(socket2::SockRef::from(&stream).mark().unwrap(), marks::DAEMON);
+
+            drop((listener, stream));
+            let refused = dial_plain(&pod, own, to, DEADLINE).await;
+            assert!(matches!(refused, Err(DialError::Refused { .. })), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dial_that_fails_says_why() {
+        let Some(pod) = pod_namespace("dial-fails") else { return };
+        let own: IpAddr = "10.9.0.1".parse().unwrap();
+        let to = |text: &str| text.parse::<SocketAddr>().unwrap();
+
+        let outcome = dial_mesh(&pod, "10.9.0.2".parse().unwrap(), to("10.9.0.9:15008"), DEADLINE).await;
+        assert!(matches!(outcome, Err(DialError::NoSuchSource { .. })), "{outcome:?}");
+        let outcome = dial_mesh(&pod, own, to("[fd09::9]:15008"), DEADLINE).await;
+        assert!(matches!(outcome, Err(DialError::Families { .. })), "{outcome:?}");
+        let outcome = dial_mesh(&pod, own, to("10.9.0.9:15008"), Duration::from_millis(50)).await;
+        assert!(matches!(outcome, Err(DialError::Timeout { .. })), "{outcome:?}");
+        super::super::testing::ip(&pod, "route add prohibit 10.10.0.0/16");
+        let outcome = dial_mesh(&pod, own, to("10.10.0.9:15008"), DEADLINE).await;
+        assert!(matches!(outcome, Err(DialError::Unreachable { .. })), "{outcome:?}");
+    }
 
     #[test]
     fn a_spare_port_is_never_one_that_connect_chooses() {
