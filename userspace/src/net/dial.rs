@@ -1,7 +1,7 @@
 //! Connections that the daemon opens from inside a pod's namespace. Only `socket(2)` has to happen in there: a socket
 //! stays in the namespace it was made in.
 
-use super::{Namespace, NamespaceError, marks, options};
+use super::{Namespace, NamespaceError, listen::prefer_cubic, marks, options};
 use socket2::{Domain, Socket, Type};
 use std::{
     io,
@@ -165,7 +165,13 @@ async fn deliver_from(
     let socket = open(namespace, from, to)?;
     let prepare = || {
         socket.set_mark(marks::DELIVER)?;
-        socket.bind_device(Some(b"lo"))?;
+        if from == to.ip() {
+            // A pod that calls itself through a service: the application's answers find its address on the pod's
+            // interface, and never a socket bound to `lo`.
+            prefer_cubic(&socket);
+        } else {
+            socket.bind_device(Some(b"lo"))?;
+        }
         if from.is_ipv4() {
             socket.set_ip_transparent_v4(true)?
         } else {

@@ -173,7 +173,7 @@ const BACKLOG: i32 = 32_768;
 
 /// On `lo` a paced congestion control costs a multiple of the CPU and gains nothing. Where the kernel has no cubic, the
 /// host's own choice stays.
-fn prefer_cubic(socket: &Socket) {
+pub(super) fn prefer_cubic(socket: &Socket) {
     if let Err(error) = socket.set_tcp_congestion(b"cubic") {
         tracing::debug!(%error, "no cubic on a local hop");
     }
