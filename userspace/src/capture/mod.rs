@@ -35,7 +35,8 @@ pub struct CapturedPod {
 #[derive(Debug)]
 pub enum CaptureEvent {
     Captured(CapturedPod),
-    /// New connections are left alone; those that are open end by themselves, or are ended by the kernel soon.
+    /// New connections are left alone; those that are open end by themselves, or are ended by the kernel soon. Also of a
+    /// pod that was never captured, when nobody wants that any more.
     Released(WorkloadUid),
     /// Once: every pod that should be captured at the start has been, or has failed.
     Settled,

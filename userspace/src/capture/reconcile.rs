@@ -46,7 +46,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_millis(20);
 
 /// Runs until the drain begins, or nobody publishes snapshots or reads events any more. `kernel` is this task's alone as
-/// far as pods, the node's facts and the cluster's tables go. Pods are those of the calling thread's namespace's node.
+/// far as pods, the node's facts and the cluster's tables go. The runtime's threads are in the node's own namespace.
 ///
 /// # Errors
 /// The daemon's own namespace cannot be opened.
@@ -157,7 +157,10 @@ impl Reconciler {
                 Step::Capture(wanted) => self.begin_capture(wanted),
                 Step::SetPolicy { workload, policy } => self.set_policy(&workload, policy),
                 Step::Release { workload, drain } => self.begin_release(&workload, drain).await?,
-                Step::Forget { workload } => self.entries.remove(&workload),
+                Step::Forget { workload } => {
+                    self.entries.remove(&workload);
+                    self.events.send(CaptureEvent::Released(workload)).await.ok()?;
+                }
             }
         }
         if !self.is_settled && self.entries.are_settled() {
@@ -339,7 +342,7 @@ impl Reconciler {
         let workload = wanted.workload;
         let event = match outcome {
             Ok((pod, listeners, watch)) => {
-                info!(%workload, netns = %pod.path.display(), "pod captured");
+                debug!(%workload, netns = %pod.path.display(), "pod captured");
                 for moved in &listeners.moved {
                     let (role, port) = (moved.role, moved.port);
                     warn!(%workload, ?role, port, "the usual port is taken in the pod, another serves");
@@ -360,8 +363,6 @@ impl Reconciler {
             }
             Err(error) => {
                 let attempts = self.entries.fail(&workload, wanted.netns, Instant::now());
-                let reason = error.reason();
-                warn!(%workload, attempts, reason, error = &error as &dyn Error, "pod not captured");
                 CaptureEvent::Failed {
                     workload,
                     error: Arc::new(error),
@@ -376,7 +377,7 @@ impl Reconciler {
         let workload = captured.pod.workload.clone();
         match outcome {
             Ok(()) => {
-                info!(%workload, "pod released");
+                debug!(%workload, "pod released");
                 self.entries.remove(&workload);
             }
             Err(error) => {
