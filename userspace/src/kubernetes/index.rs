@@ -259,7 +259,13 @@ impl Index {
                 }
                 "it denies everything that it may select"
             }
-            _ => {
+            Kind::PeerAuthentication
+            | Kind::Namespace
+            | Kind::Node
+            | Kind::ServiceCidr
+            | Kind::Pod
+            | Kind::EndpointSlice
+            | Kind::Service => {
                 if self.snapshot.peer_auths.get(&namespace, &name).is_none() {
                     self.set_peer_auth(PeerAuth::unreadable(namespace, name));
                 }

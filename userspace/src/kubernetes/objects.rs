@@ -421,10 +421,11 @@ fn legible<'a, T>(
     read: fn(&Field<'a>, &mut Findings) -> Option<T>,
 ) -> Result<Option<T>, Finding> {
     let value = read(field, findings);
-    if value.is_none() && !field.is_absent() {
-        if let Some(finding) = findings.0.pop() {
-            return Err(finding);
-        }
+    if value.is_none()
+        && !field.is_absent()
+        && let Some(finding) = findings.0.pop()
+    {
+        return Err(finding);
     }
     Ok(value)
 }

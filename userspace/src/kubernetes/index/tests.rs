@@ -82,7 +82,7 @@ impl Mesh {
             .unwrap()
     }
 
-    fn endpoints(&self, name: &str) -> Vec<(IpAddrText, bool, Vec<(u16, u16)>)> {
+    fn endpoints(&self, name: &str) -> Vec<Seen> {
         let text = |endpoint: &Endpoint| (endpoint.address.to_string(), endpoint.ready, endpoint.ports.clone());
         self.service(name).endpoints.iter().map(text).collect()
     }
@@ -95,7 +95,8 @@ impl Mesh {
     }
 }
 
-type IpAddrText = String;
+/// Address, ready, (service port, target port).
+type Seen = (String, bool, Vec<(u16, u16)>);
 
 fn pod(name: &str, address: &str) -> Value {
     json!({
