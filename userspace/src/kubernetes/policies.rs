@@ -1,5 +1,6 @@
 //! AuthorizationPolicy and PeerAuthentication as Kubernetes holds them, read into their parsed forms. Whatever cannot be
-//! judged makes the policy stricter, never weaker, and is reported.
+//! judged makes the policy stricter, never weaker, and is reported. A null is no absence here: `action:` with nothing behind
+//! it is half a policy, and the other half may be on its way.
 
 #[cfg(test)]
 mod tests;
@@ -34,13 +35,13 @@ pub(super) enum Policy<T> {
 
 /// Reads one AuthorizationPolicy. Never fails: see `Policy::StandIn`.
 pub(super) fn authorization(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Policy<Authorization> {
-    let spec = object.get("spec");
+    let spec = object.get_even_null("spec");
     let (mut understood, action) = action(&spec, findings);
     let scope = scope(&spec, true, findings).unwrap_or_else(|()| {
         understood = false;
         Scope::Namespace
     });
-    let rules = spec.get("rules");
+    let rules = spec.get_even_null("rules");
     if (!spec.is_absent() && !spec.is_object()) || (!rules.is_absent() && !rules.is_list()) {
         findings.add(
             if spec.is_object() { &rules } else { &spec },
@@ -127,7 +128,7 @@ pub(super) fn authorization(meta: &Meta, object: &Field<'_>, findings: &mut Find
 
 /// Reads one PeerAuthentication. Never fails: see `Policy::StandIn`.
 pub(super) fn peer_authentication(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Policy<PeerAuth> {
-    let spec = object.get("spec");
+    let spec = object.get_even_null("spec");
     let before = findings.0.len();
     let scope = scope(&spec, false, findings);
     if !spec.is_absent() && !spec.is_object() {
@@ -139,8 +140,8 @@ pub(super) fn peer_authentication(meta: &Meta, object: &Field<'_>, findings: &mu
     {
         findings.add(&spec.get_even_null(key), Flaw::UnknownField);
     }
-    let mode = mode(&spec.get("mtls"), findings);
-    let port_level = spec.get("portLevelMtls");
+    let mode = mode(&spec.get_even_null("mtls"), findings);
+    let port_level = spec.get_even_null("portLevelMtls");
     if !port_level.is_absent() && !port_level.is_object() {
         findings.add(
             &port_level,
@@ -151,7 +152,7 @@ pub(super) fn peer_authentication(meta: &Meta, object: &Field<'_>, findings: &mu
     }
     let mut ports = BTreeMap::new();
     for key in port_level.keys() {
-        let entry = port_level.get(key);
+        let entry = port_level.get_even_null(key);
         match key.parse::<u16>() {
             Ok(port) if port > 0 => {
                 ports.insert(port, self::mode(&entry, findings));
@@ -203,7 +204,7 @@ pub(super) fn peer_authentication(meta: &Meta, object: &Field<'_>, findings: &mu
 
 /// False beside an action that nobody understands, which is then DENY.
 fn action(spec: &Field<'_>, findings: &mut Findings) -> (bool, Action) {
-    let field = spec.get("action");
+    let field = spec.get_even_null("action");
     if field.is_absent() {
         return (true, Action::Allow);
     }
@@ -225,10 +226,14 @@ fn action(spec: &Field<'_>, findings: &mut Findings) -> (bool, Action) {
 }
 
 fn scope(spec: &Field<'_>, may_target: bool, findings: &mut Findings) -> Result<Scope, ()> {
-    let (selector, targets, target) = (spec.get("selector"), spec.get("targetRefs"), spec.get("targetRef"));
+    let [selector, targets, target] = ["selector", "targetRefs", "targetRef"].map(|key| spec.get_even_null(key));
     if may_target {
         if !targets.is_absent() && !targets.is_list() {
             findings.add(&targets, Flaw::WrongType { expected: "a list" });
+            return Err(());
+        }
+        if !target.is_absent() && !target.is_object() {
+            findings.add(&target, Flaw::WrongType { expected: "an object" });
             return Err(());
         }
         // An empty list targets nothing in particular: as if it were not there.
@@ -255,7 +260,7 @@ fn scope(spec: &Field<'_>, may_target: bool, findings: &mut Findings) -> Result<
     for key in selector.keys().filter(|key| *key != "matchLabels") {
         findings.add(&selector.get_even_null(key), Flaw::UnknownField);
     }
-    let labels = selector.get("matchLabels").texts(findings);
+    let labels = selector.get_even_null("matchLabels").texts(findings);
     if findings.0.len() > before {
         return Err(());
     }
@@ -291,7 +296,10 @@ fn mode(mtls: &Field<'_>, findings: &mut Findings) -> Option<MutualTls> {
             },
         );
     }
-    let field = mtls.get("mode");
+    for key in mtls.keys().filter(|key| *key != "mode") {
+        findings.add(&mtls.get_even_null(key), Flaw::UnknownField);
+    }
+    let field = mtls.get_even_null("mode");
     match field.text(findings)? {
         "STRICT" => Some(MutualTls::Strict),
         "PERMISSIVE" | "DISABLE" => Some(MutualTls::Permissive),

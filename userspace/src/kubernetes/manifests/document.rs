@@ -73,8 +73,10 @@ pub(super) fn not_text(bytes: &[u8]) -> Vec<Document> {
     }]
 }
 
+/// The file's size is bounded; within that, a list of all pods of a cluster is one document.
 fn options() -> serde_saphyr::Options {
-    serde_saphyr::options! { with_snippet: false }
+    let budget = serde_saphyr::budget! { max_nodes: 2_000_000, max_events: 8_000_000 };
+    serde_saphyr::options! { with_snippet: false, budget: budget }
 }
 
 fn parse_json(text: &str, documents: &mut Vec<Document>) {

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 /// More changed paths than this, and the whole directory is read.
 const MAX_PATHS: usize = 1024;
 /// Whoever holds a file open for writing and is silent for this long is not writing it.
-const WRITER_SILENT: Duration = Duration::from_secs(5);
+const WRITER_SILENT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Pending {
@@ -37,6 +37,7 @@ impl Pending {
         let mut inner = self.inner.lock();
         let Ok(event) = event else {
             inner.everything = true;
+            inner.writers.clear();
             drop(inner);
             self.changed.notify_one();
             return;
@@ -76,7 +77,11 @@ impl Pending {
                 inner.everything = true;
             }
         }
-        inner.everything |= event.attrs.flag().is_some();
+        // Events were lost, perhaps that a file was closed.
+        if event.attrs.flag().is_some() {
+            inner.everything = true;
+            inner.writers.clear();
+        }
         drop(inner);
         self.changed.notify_one();
     }

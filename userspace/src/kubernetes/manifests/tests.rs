@@ -248,6 +248,7 @@ async fn a_policy_unreadable_from_the_start_denies_its_namespace() {
         "apiVersion: security.istio.io/v7\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n",
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop}\nspec: {}\n",
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: 7\n",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  rules: [{}]\n  action:",
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\n\
          spec: {action: ALLOW}\nspec: {action: DENY}\n",
     ] {
@@ -510,4 +511,17 @@ async fn yaml_as_people_write_it_is_understood() {
     assert!(has_pod(&now, "10.244.1.2"));
     assert!(mesh.now().peer_auths.get("shop", "web").unwrap().created.is_some());
     assert_eq!(Kind::PeerAuthentication.word(), "PeerAuthentication");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_upsets_the_reader(text in "[ -~\\n\t\u{e9}]{0,80}", cut in 0usize..400, insert in "[-:{}\\[\\]\"'#&*!|>%@`\n\t ]{0,4}") {
+        super::document::parse(&text, false);
+        super::document::parse(&text, true);
+        let mut spoilt = format!("{BASE}---{DENY}");
+        spoilt.insert_str(cut.min(spoilt.len()), &insert);
+        super::document::parse(&spoilt, false);
+        super::document::parse(&spoilt[..cut.min(spoilt.len())], false);
+        super::document::not_text(text.as_bytes());
+    }
 }
