@@ -115,7 +115,8 @@ impl Expression<'_> {
         if self.next_is("(") {
             return self.any() & self.next_is(")");
         }
-        let Some(name) = self.words.get(self.at) else {
+        // `MPL-2.0+` offers that version as well as later ones.
+        let Some(name) = self.words.get(self.at).map(|word| word.trim_end_matches('+')) else {
             return false;
         };
         self.at += 1;
@@ -144,6 +145,7 @@ mod tests {
             "MIT",
             "MIT OR GPL-3.0",
             "GPL-3.0/MIT",
+            "ISC+",
             "ISC AND (Apache-2.0 OR GPL-3.0)",
             "MIT (*)",
         ] {

@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<()> {
         ("format", format),
         ("clippy for the host", clippy),
         ("clippy for the bpf target", ebpf::lint),
-        ("import walls", imports),
+        ("import walls, and the names in ARCHITECTURE.md", structure),
         ("licences", licences::check),
         ("advisories", advisories),
     ];
@@ -47,8 +47,17 @@ fn clippy() -> Result<()> {
     ]))
 }
 
-fn imports() -> Result<()> {
-    run::run(tree::cargo().args(["test", "--quiet", "--package", "warren-tests", "--test", "imports"]))
+fn structure() -> Result<()> {
+    run::run(tree::cargo().args([
+        "test",
+        "--quiet",
+        "--package",
+        "warren-tests",
+        "--test",
+        "imports",
+        "--test",
+        "architecture",
+    ]))
 }
 
 fn advisories() -> Result<()> {
