@@ -466,17 +466,13 @@ fn file(flag: &'static str, path: &Path, advice: &'static str) -> Result<(), Con
 }
 
 fn metadata(flag: &'static str, path: &Path, advice: &'static str) -> Result<std::fs::Metadata, ConfigError> {
-    std::fs::metadata(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => ConfigError::Missing {
-            flag,
-            path: path.into(),
-            advice,
-        },
-        _ => ConfigError::Unreadable {
-            flag,
-            path: path.into(),
-            source,
-        },
+    std::fs::metadata(path).map_err(|source| {
+        let path = path.into();
+        if source.kind() == io::ErrorKind::NotFound {
+            ConfigError::Missing { flag, path, advice }
+        } else {
+            ConfigError::Unreadable { flag, path, source }
+        }
     })
 }
 

@@ -48,10 +48,10 @@ pub struct BindError {
 }
 
 fn advice(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => " (another process has the port; choose another by its flag, or 0 for none)",
-        io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
-        io::ErrorKind::AddrNotAvailable => " (this host has no such address)",
+    match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => " (another process has the port; choose another by its flag, or 0 for none)",
+        Some(libc::EACCES) => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        Some(libc::EADDRNOTAVAIL) => " (this host has no such address)",
         _ => "",
     }
 }

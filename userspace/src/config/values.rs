@@ -130,7 +130,7 @@ pub(super) fn https(text: &str) -> Result<HttpsUrl, ValueError> {
         .rsplit_once(']')
         .map_or(authority.as_str(), |(_, after)| after)
         .contains(':');
-    if !bare || authority.host().is_empty() || (colon && !port.is_some_and(|port| port > 0)) {
+    if !bare || authority.host().is_empty() || (colon && port.is_none_or(|port| port == 0)) {
         return Err(ValueError::UrlForm);
     }
     Ok(HttpsUrl(text.trim_end_matches('/').to_owned()))
