@@ -42,7 +42,7 @@ fn without_a_mesh_the_capture_finds_the_plaintext_in_both_families() -> Result<(
 fn the_server_that_speaks_first_greets_and_knows_its_client() -> Result<()> {
     let world = world("wt-demo-db")?;
     let store = world.pod("store");
-    let database = Database::start(&world, store)?;
+    let database = Database::start(&world, store, |line| eprintln!("{line}"))?;
     for ipv6 in [false, true] {
         let address = (store.ip(ipv6), apps::DATABASE_PORT).into();
         let client: &Place = world.pod("client");

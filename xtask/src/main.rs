@@ -60,15 +60,17 @@ Usage: cargo xtask build
 ";
 
 const DEMO_HELP: &str = "\
-Build Warren, then show it at work: two nodes and four pods as network namespaces on this machine, with a real nginx,
-a real MariaDB (or OpenSSH) and a TCP echo. Each thing shown is a line with ✓ or ✗; anything that is not so ends the
-demo with a failure. Nothing leaves the machine, and all of it is cleaned up at the end, also after Ctrl-C.
+Build Warren, then show it at work: two nodes, four pods in the mesh and one outside it, as network namespaces on this
+machine, with a real nginx, a real MariaDB (or OpenSSH) and a TCP echo. Each thing shown is a line with ✓ or ✗; anything
+that is not so ends the demo with a failure. Nothing leaves the machine, and all of it is cleaned up at the end, also
+after Ctrl-C.
 Needs root: an ordinary user is asked for sudo.
 
-Usage: cargo xtask demo [--ipv6] [--keep]
+Usage: cargo xtask demo [--ipv6] [--keep] [--clean]
 
   --ipv6   run it on IPv6
-  --keep   leave everything running at the end, and print how to enter a pod; the next run cleans it up
+  --keep   leave everything running at the end, and print how to enter a pod
+  --clean  only remove what a run with --keep left; the next run does so as well
 ";
 
 const TEST_HELP: &str = "\

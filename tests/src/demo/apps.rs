@@ -54,13 +54,20 @@ pub enum Database {
 }
 
 impl Database {
-    /// MariaDB if it is installed, else OpenSSH.
-    pub fn start(world: &World, pod: &Pod) -> Result<Self> {
-        match (program("mariadbd").or_else(|_| program("mysqld")), program("sshd")) {
-            (Ok(mariadbd), _) => start_mariadb(world, pod, &mariadbd).map(Self::MariaDb),
-            (Err(_), Ok(sshd)) => start_openssh(world, pod, &sshd).map(Self::OpenSsh),
-            (Err(_), Err(_)) => bail!("neither mariadbd nor sshd is installed"),
-        }
+    /// MariaDB if it is installed and starts, else OpenSSH; `remark` is told what did not start.
+    pub fn start(world: &World, pod: &Pod, remark: impl FnOnce(&str)) -> Result<Self> {
+        let failure = match program("mariadbd").or_else(|_| program("mysqld")) {
+            Ok(mariadbd) => match start_mariadb(world, pod, &mariadbd) {
+                Ok(process) => return Ok(Self::MariaDb(process)),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let Ok(sshd) = program("sshd") else {
+            return Err(failure.context("MariaDB does not start, and there is no sshd to take its place"));
+        };
+        remark(&format!("OpenSSH takes the place of MariaDB: {failure:#}"));
+        start_openssh(world, pod, &sshd).map(Self::OpenSsh)
     }
 
     pub fn name(&self) -> &'static str {
@@ -200,6 +207,8 @@ pub fn get(pod: &Place, address: SocketAddr, marker: &str) -> Result<Answer> {
     let text = pod
         .command(program("curl")?)
         .args([
+            // Whatever the person's own configuration of curl says does not count here.
+            "--disable",
             "--silent",
             "--show-error",
             "--fail",

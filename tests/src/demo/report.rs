@@ -67,7 +67,9 @@ impl Report {
 
     /// Does what shows `claim`, and prints how that went: what `work` says it saw, and how long it took.
     pub fn show(&mut self, claim: &str, work: impl FnOnce() -> Result<String>) -> bool {
-        self.progress(claim);
+        if let Some(bar) = &self.spinner {
+            bar.set_message(claim.to_owned());
+        }
         let begin = Instant::now();
         let outcome = work();
         let took = milliseconds(begin.elapsed());

@@ -60,7 +60,7 @@ impl Stage {
         report.progress("starting a TCP echo");
         applications.push(apps::start_echo(world.pod("store"))?);
         report.progress("starting a database");
-        let database = Database::start(&world, world.pod("store"))?;
+        let database = Database::start(&world, world.pod("store"), |line| report.remark(line))?;
         report.progress("starting a packet capture between the nodes");
         let capture = Capture::start(&world)?;
         report.progress("starting the controller and two daemons");
