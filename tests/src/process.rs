@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::Namespace;
@@ -188,6 +188,8 @@ impl Entry {
         if let Some(namespace) = &self.namespace {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
         }
+        // The harness blocks the signals it waits for; a child that inherited that would not end on SIGTERM.
+        SigSet::empty().thread_set_mask()?;
         // Ten thousand connections need more descriptors than the usual soft limit.
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;

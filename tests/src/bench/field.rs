@@ -61,7 +61,7 @@ enum End {
 
 impl Field {
     pub fn build(options: &Options) -> Result<Self> {
-        let mut builder = World::builder("warren-bench").pinned(options.pin);
+        let mut builder = World::builder(&options.prefix).pinned(options.pin);
         for (name, node) in pods("plain") {
             builder = builder.pod(PodSpec::outsider(name, node).beyond_node_cgroup());
         }
@@ -307,7 +307,7 @@ impl Field {
 pub fn time_to_ready(options: &Options) -> Result<Vec<Duration>> {
     (0..options.rounds)
         .map(|_| {
-            let world = World::builder("warren-ready")
+            let world = World::builder(format!("{}-ready", options.prefix))
                 .pinned(options.pin)
                 .pod(PodSpec::new("one", Node::A))
                 .pod(PodSpec::new("two", Node::A))

@@ -42,6 +42,8 @@ pub enum Path {
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Of the names of all namespaces: two runs with different ones do not meet, but measure each other along.
+    pub prefix: String,
     pub pin: bool,
     pub rounds: usize,
     /// Length of one measurement.

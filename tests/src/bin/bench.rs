@@ -13,6 +13,9 @@ use warren_tests::leftovers;
 #[derive(Parser)]
 #[command(about = "Measures the mesh against plain TCP and against the floor, side by side")]
 struct Arguments {
+    /// Of the names of all namespaces
+    #[arg(long, default_value = "warren-bench")]
+    prefix: String,
     /// Node A with its pods on CPU 0, node B on CPU 1: steadier
     #[arg(long)]
     pin: bool,
@@ -74,6 +77,7 @@ impl Arguments {
         }
         let wants = |name: &str| self.only.is_empty() || self.only.iter().any(|wanted| wanted == name);
         Ok(Options {
+            prefix: self.prefix.clone(),
             pin: self.pin,
             rounds: self.rounds,
             time: Duration::try_from_secs_f64(self.seconds).context("--seconds")?,
