@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -17,6 +17,14 @@ use crate::{cgroup, netns};
 
 /// The worlds of this process, for the thread that waits for Ctrl-C.
 static LIVE: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Held while namespaces come and go, so that Ctrl-C does not clear a world that is half built and goes on being built.
+static CHANGING: Mutex<()> = Mutex::new(());
+
+/// To be held while something is made that [`Leftovers`] mentions.
+pub fn changing() -> MutexGuard<'static, ()> {
+    CHANGING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Everything of a world that outlives a process that dies.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -101,6 +109,8 @@ pub fn clear_on_ctrl_c() -> Result<()> {
     signals.thread_block().context("block SIGINT")?;
     std::thread::Builder::new().name("ctrl-c".to_owned()).spawn(move || {
         if signals.wait().is_ok() {
+            // Never given back: from here on nothing is made any more.
+            let _guard = changing();
             let live = LIVE.lock().map(|live| live.clone()).unwrap_or_default();
             for path in live {
                 if let Err(error) = clear_file(&path) {

@@ -506,6 +506,7 @@ impl World {
     }
 
     fn build_nodes(&mut self) -> Result<()> {
+        let _guard = leftovers::changing();
         let places: Vec<Place> = self.nodes.iter().chain([&self.controller]).cloned().collect();
         let names: Vec<&str> = places.iter().map(|place| place.namespace.name()).collect();
         self.leftovers.namespaces = names.iter().map(|name| (*name).to_owned()).collect();
@@ -556,6 +557,7 @@ impl World {
     }
 
     fn attach_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
+        let _guard = leftovers::changing();
         let from = self.pods.len();
         for spec in specs {
             let pod = self.place_pod(spec)?;

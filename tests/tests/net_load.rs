@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -212,9 +211,10 @@ fn ctrl_c_clears_the_world() -> Result<()> {
         .stderr(std::process::Stdio::null())
         .spawn()?;
     let pid = Pid::from_raw(bench.id().cast_signed());
-    let namespace = std::path::Path::new("/run/netns/wt-ctrlc-plain-far");
-    wait_until("the world is up", DEADLINE, || namespace.exists().then_some(()))?;
-    std::thread::sleep(Duration::from_millis(100));
+    let namespace = std::path::Path::new("/run/netns/wt-ctrlc-a");
+    wait_until("the world is being built", DEADLINE, || {
+        namespace.exists().then_some(())
+    })?;
     kill(pid, Signal::SIGINT)?;
     let status = wait_until("it ends", DEADLINE, || bench.try_wait().ok().flatten())?;
     assert_eq!(status.code(), Some(130));
