@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     mesh::MeshSnapshot,
     shutdown::Shutdown,
-    telemetry::{Metrics, Place, dump},
+    telemetry::{Metrics, Place, dump, logging::LogHandle},
 };
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -128,6 +128,41 @@ async fn a_dump_has_all_sections_or_those_that_are_asked_for() {
     assert!(
         body.contains("no section \"keys\"; there is: workloads, services"),
         "{body}"
+    );
+}
+
+#[tokio::test]
+async fn the_level_is_told_and_changed_over_http() {
+    let shutdown = Shutdown::new();
+    let (logging, _filter) = LogHandle::detached("info");
+    let site = AdminSite {
+        state: None,
+        logging: Some(logging),
+    };
+    let address = start(Arc::new(site), &shutdown);
+    for (path, expected) in [
+        ("/logging", "current log level is info\n"),
+        ("/logging?level=debug", "current log level is debug\n"),
+        (
+            "/logging?level=warn,warren::proxy:trace",
+            "current log level is warren::proxy=trace,warn\n",
+        ),
+        ("/logging?reset", "current log level is info\n"),
+    ] {
+        let (status, _, body) = ask(address, "POST", path).await;
+        assert_eq!((status, body.as_str()), (200, expected), "{path}");
+    }
+    let (status, _, body) = ask(address, "POST", "/logging?level=loud").await;
+    assert_eq!(status, 400);
+    assert!(
+        body.starts_with("\"loud\" is no log level") && body.contains("POST /logging?level="),
+        "{body}"
+    );
+    assert_eq!(ask(address, "POST", "/logging").await.2, "current log level is info\n");
+    assert_eq!(
+        ask(address, "GET", "/config_dump").await.0,
+        404,
+        "this role has nothing to dump"
     );
 }
 

@@ -1,10 +1,11 @@
 //! The mesh's own state in numbers, all named `warren_…`. What others hold (kernel counters, certificates) is read at each
 //! scrape through [`Live`]. A reason is a name from a closed set, never an error's text.
 
+use crate::shutdown::Shutdown;
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder},
+    encoding::{DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -14,7 +15,11 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 /// Who opened an HBONE connection or tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,7 +77,6 @@ impl EncodeLabelSet for One {
 pub struct Gauges {
     captured_pods: Gauge,
     capture_failures: Family<One, Counter>,
-    manifest_errors: Family<One, Counter>,
     ca_requests: Family<One, Counter>,
     hbone_connections: Family<One, Gauge>,
     hbone_tunnels: Family<One, Gauge>,
@@ -97,7 +101,6 @@ impl Gauges {
         let gauges = Self {
             captured_pods: Gauge::default(),
             capture_failures: Family::default(),
-            manifest_errors: Family::default(),
             ca_requests: Family::default(),
             hbone_connections: Family::default(),
             hbone_tunnels: Family::default(),
@@ -118,11 +121,6 @@ impl Gauges {
             "capture_failures",
             "Failed captures, by reason",
             gauges.capture_failures.clone(),
-        );
-        registry.register(
-            "manifest_errors",
-            "Objects that could not be understood, by kind",
-            gauges.manifest_errors.clone(),
         );
         registry.register(
             "ca_requests",
@@ -166,11 +164,6 @@ impl Gauges {
 
     pub fn capture_failed(&self, reason: &'static str) {
         self.capture_failures.get_or_create(&One("reason", reason)).inc();
-    }
-
-    /// `kind` is the object's kind, or `unknown`.
-    pub fn manifest_error(&self, kind: &'static str) {
-        self.manifest_errors.get_or_create(&One("kind", kind)).inc();
     }
 
     pub fn ca_request(&self, outcome: CaOutcome) {
@@ -261,12 +254,82 @@ impl Live {
     }
 }
 
+/// The metrics that are read elsewhere, by name.
+impl Live {
+    /// (reason, how often), over all processors.
+    pub fn kernel_decisions(read: impl Fn() -> Vec<(String, u64)> + Send + Sync + 'static) -> Self {
+        Self::counter(
+            "kernel_decisions",
+            "Decisions of the kernel programs, by reason",
+            move || {
+                read()
+                    .into_iter()
+                    .map(|(reason, n)| LiveSample::new([("reason", reason)], n as f64))
+                    .collect()
+            },
+        )
+    }
+
+    /// (identity, when its certificate ends).
+    pub fn certificate_expiry(read: impl Fn() -> Vec<(String, SystemTime)> + Send + Sync + 'static) -> Self {
+        let seconds = |end: SystemTime| end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as f64;
+        Self::gauge(
+            "certificate_expiry_timestamp_seconds",
+            "When the certificate of an identity ends, in Unix time",
+            move || {
+                read()
+                    .into_iter()
+                    .map(|(id, end)| LiveSample::new([("identity", id)], seconds(end)))
+                    .collect()
+            },
+        )
+    }
+
+    /// (name of the flaw, how many objects or fields have it now).
+    pub fn manifest_errors(read: impl Fn() -> Vec<(&'static str, u64)> + Send + Sync + 'static) -> Self {
+        Self::gauge(
+            "manifest_errors",
+            "Objects that are not understood at the moment, by flaw",
+            move || {
+                read()
+                    .into_iter()
+                    .map(|(flaw, n)| LiveSample::new([("flaw", flaw.to_owned())], n as f64))
+                    .collect()
+            },
+        )
+    }
+
+    pub fn tasks(shutdown: Shutdown) -> Self {
+        Self::gauge("tasks", "Running tasks, by name", move || {
+            let tasks = shutdown.tasks().into_iter();
+            tasks
+                .map(|(name, n)| LiveSample::new([("task", name.to_owned())], n as f64))
+                .collect()
+        })
+    }
+
+    pub fn task_panics(shutdown: Shutdown) -> Self {
+        Self::counter("task_panics", "Tasks that panicked", move || {
+            vec![LiveSample::new([], shutdown.panics() as f64)]
+        })
+    }
+}
+
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Live")
             .field("name", &self.name)
             .field("kind", &self.kind)
             .finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    fn encode_one(&self, value: f64, encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        match self.kind {
+            Kind::Counter => ConstCounter::new(value).encode(encoder),
+            Kind::Gauge => ConstGauge::new(value).encode(encoder),
+        }
     }
 }
 
@@ -278,11 +341,11 @@ impl Collector for Live {
         };
         let mut family = encoder.encode_descriptor(self.name, self.help, None, metric_type)?;
         for sample in (self.read)() {
-            let one = family.encode_family(&sample)?;
-            match self.kind {
-                Kind::Counter => ConstCounter::new(sample.value).encode(one)?,
-                Kind::Gauge => ConstGauge::new(sample.value).encode(one)?,
+            if sample.labels.is_empty() {
+                // It is the only one; an empty pair of braces would trouble some readers.
+                return self.encode_one(sample.value, family);
             }
+            self.encode_one(sample.value, family.encode_family(&sample)?)?;
         }
         Ok(())
     }

@@ -156,6 +156,19 @@ fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
 }
 
 impl LogHandle {
+    /// A handle on a filter that no log asks; it holds for as long as the second value lives.
+    #[cfg(test)]
+    pub(crate) fn detached(filter: &str) -> (Self, reload::Layer<EnvFilter, Registry>) {
+        let (layer, handle) = reload::Layer::new(EnvFilter::new(filter));
+        (
+            Self {
+                filter: handle,
+                initial: filter.into(),
+            },
+            layer,
+        )
+    }
+
     /// The filter in force.
     pub fn current(&self) -> String {
         self.filter.with_current(ToString::to_string).unwrap_or_default()

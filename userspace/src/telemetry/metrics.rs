@@ -3,24 +3,19 @@
 
 use super::{
     Gauges,
-    labels::{ConnectionFacts, Labels, Place, Reporter, ResponseFlags, Sample, SecurityPolicy},
+    gauges::{Live, LiveSample},
+    labels::{ConnectionFacts, Place, ResponseFlags},
+    logging, process,
+    series::{Connections, Series},
 };
 use crate::{
-    mesh::{MeshSnapshot, SpiffeId, Workload, WorkloadUid, service::ServiceKey},
+    mesh::{MeshSnapshot, WorkloadUid},
     shutdown::Shutdown,
 };
 use parking_lot::RwLock;
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
-    metrics::{MetricType, counter::ConstCounter},
-    registry::Registry,
-};
+use prometheus_client::{collector::Collector, encoding::text, registry::Registry};
 use std::{
-    borrow::Borrow,
-    collections::{HashMap, HashSet},
     fmt,
-    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -29,28 +24,10 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How long a series stays after its pods are gone and its last connection ended: the look-back of a Prometheus query,
-/// so that the last bytes are seen.
-const KEPT: Duration = Duration::from_secs(5 * 60);
+pub use super::series::Bounds;
+
+/// How often series are looked at that nobody may need any more.
 const SWEEP: Duration = Duration::from_secs(60);
-
-/// The most that is remembered, so that nobody's pods or principals can fill the memory.
-#[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    /// Label sets. What comes later is counted under labels that are all `unknown`.
-    pub series: usize,
-    /// Pairs of pods whose label set is remembered. What comes later is looked up by its labels, which costs more.
-    pub pairs: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            series: 10_000,
-            pairs: 65_536,
-        }
-    }
-}
 
 /// Everything that is counted.
 #[derive(Debug)]
@@ -58,55 +35,6 @@ pub struct Metrics {
     pub gauges: Gauges,
     registry: RwLock<Registry>,
     connections: Arc<Connections>,
-}
-
-#[derive(Debug)]
-struct Connections {
-    place: Place,
-    bounds: Bounds,
-    table: RwLock<Table>,
-    overflow: [Arc<Series>; 2],
-    overflowed: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    pairs: HashMap<Pair, Known>,
-    series: HashSet<ByLabels>,
-}
-
-/// What tells one pair of pods from another; cheap to make of a connection's facts.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Pair {
-    reporter: Reporter,
-    source: Option<WorkloadUid>,
-    destination: Option<WorkloadUid>,
-    service: Option<ServiceKey>,
-    source_principal: Option<SpiffeId>,
-    destination_principal: Option<SpiffeId>,
-    security: SecurityPolicy,
-}
-
-#[derive(Debug)]
-struct Known {
-    /// Of these the labels were made: another pod object under the same UID may have other labels.
-    source: Option<Arc<Workload>>,
-    destination: Option<Arc<Workload>>,
-    series: Arc<Series>,
-    used: AtomicBool,
-    last_used: Instant,
-}
-
-#[derive(Debug)]
-struct Series {
-    labels: Labels,
-    opened: AtomicU64,
-    sent: AtomicU64,
-    received: AtomicU64,
-    closed: [AtomicU64; ResponseFlags::ALL.len()],
-    /// Connections that hold it, and the sweep's note of when it last saw one.
-    open: AtomicU64,
-    unused_since: parking_lot::Mutex<Option<Instant>>,
 }
 
 /// The counters of one connection, opened when this is made and closed at the latest when it is dropped.
@@ -124,16 +52,17 @@ impl Metrics {
     }
 
     pub fn bounded(place: Place, bounds: Bounds) -> Arc<Self> {
-        let connections = Arc::new(Connections {
-            place,
-            bounds,
-            table: RwLock::default(),
-            overflow: [Reporter::Source, Reporter::Destination].map(|r| Arc::new(Series::new(Labels::unknown(r)))),
-            overflowed: AtomicU64::new(0),
-        });
+        let connections = Arc::new(Connections::new(place, bounds));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Arc::clone(&connections)));
         let gauges = Gauges::new(registry.sub_registry_with_prefix("warren"));
+        registry.register_collector(Box::new(process::Process));
+        let dropped = "Lines of log and access log dropped because nobody took them in time";
+        registry
+            .sub_registry_with_prefix("warren")
+            .register_collector(Box::new(Live::counter("log_lines_dropped", dropped, || {
+                vec![LiveSample::new([], logging::dropped() as f64)]
+            })));
         Arc::new(Self {
             gauges,
             registry: RwLock::new(registry),
@@ -198,117 +127,6 @@ impl Metrics {
     }
 }
 
-impl Connections {
-    fn series(&self, facts: &ConnectionFacts) -> Arc<Series> {
-        let pair = Pair::new(facts);
-        if let Some(known) = self.table.read().pairs.get(&pair)
-            && known.is_of(facts)
-        {
-            if !known.used.load(Relaxed) {
-                known.used.store(true, Relaxed);
-            }
-            return known.series.hold();
-        }
-        let labels = Labels::new(facts, &self.place);
-        let mut table = self.table.write();
-        let series = match table.series.get(&labels) {
-            Some(ByLabels(series)) => series.hold(),
-            None if table.series.len() >= self.bounds.series => {
-                self.overflowed.fetch_add(1, Relaxed);
-                return self.overflow[facts.reporter as usize].hold();
-            }
-            None => {
-                let series = Arc::new(Series::new(labels));
-                table.series.insert(ByLabels(Arc::clone(&series)));
-                series.hold()
-            }
-        };
-        if table.pairs.len() < self.bounds.pairs || table.pairs.contains_key(&pair) {
-            let known = Known {
-                source: facts.source.clone(),
-                destination: facts.destination.clone(),
-                series: Arc::clone(&series),
-                used: AtomicBool::new(true),
-                last_used: Instant::now(),
-            };
-            table.pairs.insert(pair, known);
-        }
-        series
-    }
-
-    fn expire(&self, now: Instant, lives: impl Fn(&WorkloadUid) -> bool) {
-        let mut table = self.table.write();
-        let table = &mut *table;
-        table.pairs.retain(|pair, known| {
-            if known.used.swap(false, Relaxed) {
-                known.last_used = now;
-            }
-            let mut ends = [&pair.source, &pair.destination].into_iter().flatten().peekable();
-            let here = ends.peek().is_some() && ends.all(&lives);
-            here || now.saturating_duration_since(known.last_used) < KEPT
-        });
-        let held: HashSet<*const Series> = table.pairs.values().map(|known| Arc::as_ptr(&known.series)).collect();
-        table.series.retain(|ByLabels(series)| {
-            let used = series.open.load(Relaxed) > 0 || held.contains(&Arc::as_ptr(series));
-            let mut unused_since = series.unused_since.lock();
-            if used {
-                *unused_since = None;
-                return true;
-            }
-            now.saturating_duration_since(*unused_since.get_or_insert(now)) < KEPT
-        });
-    }
-}
-
-impl Pair {
-    fn new(facts: &ConnectionFacts) -> Self {
-        Self {
-            reporter: facts.reporter,
-            source: facts.source.as_ref().map(|w| w.uid.clone()),
-            destination: facts.destination.as_ref().map(|w| w.uid.clone()),
-            service: facts.service.clone(),
-            source_principal: facts.source_principal.clone(),
-            destination_principal: facts.destination_principal.clone(),
-            security: facts.security,
-        }
-    }
-}
-
-impl Known {
-    fn is_of(&self, facts: &ConnectionFacts) -> bool {
-        let same = |a: &Option<Arc<Workload>>, b: &Option<Arc<Workload>>| match (a, b) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            (Some(_), None) | (None, Some(_)) => false,
-        };
-        same(&self.source, &facts.source) && same(&self.destination, &facts.destination)
-    }
-}
-
-impl Series {
-    fn new(labels: Labels) -> Self {
-        Self {
-            labels,
-            opened: AtomicU64::new(0),
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            closed: std::array::from_fn(|_| AtomicU64::new(0)),
-            open: AtomicU64::new(0),
-            unused_since: parking_lot::Mutex::new(None),
-        }
-    }
-
-    /// Must be called with the table locked: the sweep must not see it unheld in between.
-    fn hold(self: &Arc<Self>) -> Arc<Self> {
-        self.open.fetch_add(1, Relaxed);
-        Arc::clone(self)
-    }
-
-    fn closed(&self, flags: ResponseFlags) -> u64 {
-        self.closed[flags as usize].load(Relaxed)
-    }
-}
-
 impl ConnectionMetrics {
     /// Bytes that the server sent towards the client, whoever reports.
     pub fn sent(&self, bytes: u64) {
@@ -343,102 +161,7 @@ impl ConnectionMetrics {
 impl Drop for ConnectionMetrics {
     fn drop(&mut self) {
         self.closed(ResponseFlags::None);
-        self.series.open.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A series in a set that is searched by its labels.
-#[derive(Debug)]
-struct ByLabels(Arc<Series>);
-
-impl Borrow<Labels> for ByLabels {
-    fn borrow(&self) -> &Labels {
-        &self.0.labels
-    }
-}
-
-impl Hash for ByLabels {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.labels.hash(state);
-    }
-}
-
-impl PartialEq for ByLabels {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.labels == other.0.labels
-    }
-}
-
-impl Eq for ByLabels {}
-
-impl Collector for Connections {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut all: Vec<Arc<Series>> = self.table.read().series.iter().map(|s| Arc::clone(&s.0)).collect();
-        all.extend(
-            self.overflow
-                .iter()
-                .filter(|s| s.opened.load(Relaxed) > 0)
-                .map(Arc::clone),
-        );
-        let all = &all;
-        let unflagged = [ResponseFlags::None].as_slice();
-        let every = ResponseFlags::ALL.as_slice();
-        let mut family =
-            |name: &str, help: &str, flags: &[ResponseFlags], read: &dyn Fn(&Series, ResponseFlags) -> u64| {
-                let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-                for series in all {
-                    for &flags in flags {
-                        let value = read(series, flags);
-                        // A flag that never occurred has no series of its own.
-                        if value > 0 || flags == ResponseFlags::None {
-                            let sample = Sample {
-                                labels: &series.labels,
-                                flags,
-                            };
-                            ConstCounter::new(value).encode(family.encode_family(&sample)?)?;
-                        }
-                    }
-                }
-                Ok(())
-            };
-        family(
-            "istio_tcp_connections_opened",
-            "The total number of TCP connections opened",
-            unflagged,
-            &|s, _| s.opened.load(Relaxed),
-        )?;
-        family(
-            "istio_tcp_connections_closed",
-            "The total number of TCP connections closed",
-            every,
-            &Series::closed,
-        )?;
-        family(
-            "istio_tcp_connections_failed",
-            "The total number of TCP connections refused",
-            &every[1..],
-            &Series::closed,
-        )?;
-        family(
-            "istio_tcp_sent_bytes",
-            "The size of total bytes sent during response in case of a TCP connection",
-            unflagged,
-            &|s, _| s.sent.load(Relaxed),
-        )?;
-        family(
-            "istio_tcp_received_bytes",
-            "The size of total bytes received during request in case of a TCP connection",
-            unflagged,
-            &|s, _| s.received.load(Relaxed),
-        )?;
-        let mut overflowed = encoder.encode_descriptor(
-            "warren_series_overflow",
-            "Connections counted under unknown labels, because there are too many label sets",
-            None,
-            MetricType::Counter,
-        )?;
-        overflowed
-            .encode_counter::<prometheus_client::encoding::NoLabelSet, _, u64>(&self.overflowed.load(Relaxed), None)
+        self.series.release();
     }
 }
 
@@ -446,7 +169,8 @@ impl Collector for Connections {
 mod tests {
     use super::*;
     use crate::telemetry::{
-        gauges::{CaOutcome, HboneSide, Live, LiveSample},
+        gauges::{CaOutcome, HboneSide},
+        series::KEPT,
         testing,
     };
 
@@ -680,9 +404,7 @@ mod tests {
             )));
             drop(metrics.connection(&facts));
         }
-        let table = metrics.connections.table.read();
-        assert_eq!((table.series.len(), table.pairs.len()), (10, 5));
-        drop(table);
+        assert_eq!(metrics.connections.sizes(), (10, 5));
         assert_eq!(samples(&metrics, "istio_tcp_connections_opened_total").len(), 11);
         let overflow = value(
             &metrics,
@@ -698,20 +420,21 @@ mod tests {
         let metrics = metrics();
         metrics.gauges.set_captured_pods(2);
         metrics.gauges.capture_failed("map_full");
-        metrics.gauges.manifest_error("Pod");
+        metrics.register(Live::manifest_errors(|| vec![("missing", 2)]));
+        metrics.register(Live::certificate_expiry(|| {
+            vec![(testing::identity("echo-1").to_string(), *testing::NOW)]
+        }));
         metrics.gauges.ca_request(CaOutcome::Signed);
         metrics.gauges.snapshot_published(7);
         let tunnel = metrics.gauges.hbone_tunnel(HboneSide::Client);
-        metrics.register(Live::counter(
-            "kernel_decisions",
-            "Decisions of the kernel programs, by reason",
-            || vec![LiveSample::new([("reason", "steer_mesh".to_owned())], 5.0)],
-        ));
+        metrics.register(Live::kernel_decisions(|| vec![("steer_mesh".into(), 5)]));
         let text = metrics.encode();
         for line in [
             "warren_captured_pods 2",
             "warren_capture_failures_total{reason=\"map_full\"} 1",
-            "warren_manifest_errors_total{kind=\"Pod\"} 1",
+            "warren_manifest_errors{flaw=\"missing\"} 2.0",
+            "warren_certificate_expiry_timestamp_seconds{identity=\"spiffe://cluster.local/ns/ambient/sa/echo-1\"} 1724254325.0",
+            "warren_log_lines_dropped_total 0.0",
             "warren_ca_requests_total{outcome=\"signed\"} 1",
             "warren_snapshot_version 7",
             "warren_hbone_tunnels{side=\"client\"} 1",
@@ -725,5 +448,20 @@ mod tests {
         drop(tunnel);
         assert!(metrics.encode().contains("warren_hbone_tunnels{side=\"client\"} 0\n"));
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_process_tells_what_it_uses() {
+        let text = metrics().encode();
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("{name} is not in:\n{text}"))
+                .parse()
+                .unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_open_fds") >= 3.0);
+        assert!(value("process_cpu_seconds_total") >= 0.0);
+        assert!(value("process_start_time_seconds") > 1.7e9);
     }
 }

@@ -8,6 +8,8 @@ pub mod labels;
 mod lines;
 pub mod logging;
 pub mod metrics;
+mod process;
+mod series;
 #[cfg(test)]
 mod testing;
 mod text;
