@@ -26,7 +26,7 @@ use crate::{
 };
 use anyhow::{Context, anyhow};
 use pods::{Condition, Pods};
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -95,10 +95,10 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         Arc::clone(&metrics).upkeep(published.snapshot.clone(), shutdown.clone()),
     );
     shutdown.spawn(
-        "manifest problems",
-        count_problems(published.clone(), Arc::clone(&metrics), shutdown.clone()),
+        "snapshot metrics",
+        count_snapshots(published.snapshot.clone(), Arc::clone(&metrics), shutdown.clone()),
     );
-    register(&metrics, &kernel, &certs);
+    register(&metrics, &published, &kernel, &certs, &shutdown);
 
     let admin_tasks = Shutdown::new();
     let state = admin_state(&config, &published, &kernel, &certs, &pods, &context);
@@ -236,58 +236,51 @@ fn proxy_settings(config: &NodeConfig) -> ProxySettings {
     }
 }
 
-fn register(metrics: &Metrics, kernel: &Arc<Kernel>, certs: &CertStore) {
+/// What is read from its owners at each scrape.
+fn register(metrics: &Metrics, published: &Published, kernel: &Arc<Kernel>, certs: &CertStore, shutdown: &Shutdown) {
     let counted = Arc::clone(kernel);
-    metrics.register(Live::counter(
-        "kernel_decisions",
-        "What the kernel programs decided, by reason",
-        move || {
-            let reasons = counted.counters().unwrap_or_default().into_iter();
-            let samples = reasons.map(|(reason, count)| {
-                #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
-                LiveSample::new([("reason", reason.name().to_owned())], count as f64)
-            });
-            samples.collect()
-        },
-    ));
+    metrics.register(Live::kernel_decisions(move || {
+        let counters = counted.counters().unwrap_or_default().into_iter();
+        counters
+            .map(|(reason, count)| (reason.name().to_owned(), count))
+            .collect()
+    }));
     let full = Arc::clone(kernel);
     metrics.register(Live::counter(
         "kernel_map_full",
         "Entries that did not fit into a map of the kernel",
         move || {
             let maps = full.full_maps().into_iter();
-            let samples = maps.map(|full| {
-                #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
-                LiveSample::new([("map", full.map.to_owned())], full.refused as f64)
-            });
+            let samples = maps.map(|full| LiveSample::new([("map", full.map.to_owned())], full.refused as f64));
             samples.collect()
         },
     ));
     let certs = certs.clone();
-    metrics.register(Live::gauge(
-        "certificate_expiry_timestamp_seconds",
-        "When each certificate ends, in seconds since 1970",
-        move || views::certificate_ends(&certs.list()),
-    ));
+    metrics.register(Live::certificate_expiry(move || {
+        let certificates = certs.list().into_iter();
+        let ends = certificates.filter_map(|certificate| Some((certificate.name, certificate.not_after?)));
+        ends.collect()
+    }));
+    let problems = published.problems.clone();
+    metrics.register(Live::manifest_errors(move || {
+        let mut counts = BTreeMap::new();
+        for problem in problems.borrow().iter() {
+            *counts.entry(problem.finding.flaw.name()).or_default() += 1;
+        }
+        counts.into_iter().collect()
+    }));
+    metrics.register(Live::tasks(shutdown.clone()));
+    metrics.register(Live::task_panics(shutdown.clone()));
 }
 
-async fn count_problems(mut published: Published, metrics: Arc<Metrics>, shutdown: Shutdown) {
-    let mut known: Arc<[crate::kubernetes::Problem]> = Arc::default();
+async fn count_snapshots(mut snapshots: Snapshots, metrics: Arc<Metrics>, shutdown: Shutdown) {
     let draining = shutdown.draining();
     tokio::pin!(draining);
     loop {
-        let now = Arc::clone(&published.problems.borrow_and_update());
-        for problem in now.iter().filter(|problem| !known.contains(problem)) {
-            metrics.gauges.manifest_error(problem.finding.flaw.name());
-        }
-        known = now;
-        metrics
-            .gauges
-            .snapshot_published(published.snapshot.borrow_and_update().version);
+        metrics.gauges.snapshot_published(snapshots.borrow_and_update().version);
         tokio::select! {
             () = &mut draining => return,
-            changed = published.problems.changed() => if changed.is_err() { return },
-            changed = published.snapshot.changed() => if changed.is_err() { return },
+            changed = snapshots.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -51,10 +51,8 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
         "Requests for certificates, by outcome",
         move || {
             let outcomes = controller.outcomes().into_iter();
-            let samples = outcomes.map(|(outcome, count)| {
-                #[expect(clippy::cast_precision_loss, reason = "Prometheus counts in floating point")]
-                LiveSample::new([("outcome", outcome.to_owned())], count as f64)
-            });
+            let samples =
+                outcomes.map(|(outcome, count)| LiveSample::new([("outcome", outcome.to_owned())], count as f64));
             samples.collect()
         },
     ));

@@ -8,9 +8,9 @@ use crate::{
     kernel::Reason,
     kubernetes::Problem,
     proxy::Open,
-    telemetry::{LiveSample, Reporter, dump},
+    telemetry::{Reporter, dump},
 };
-use std::{sync::Arc, time::UNIX_EPOCH};
+use std::sync::Arc;
 
 pub(super) fn certificates(list: &[CertificateSummary]) -> Vec<dump::Certificate> {
     let lines = list.iter().map(|certificate| dump::Certificate {
@@ -30,14 +30,6 @@ pub(super) fn certificates(list: &[CertificateSummary]) -> Vec<dump::Certificate
         not_after: certificate.not_after.map(dump::moment),
     });
     lines.collect()
-}
-
-pub(super) fn certificate_ends(list: &[CertificateSummary]) -> Vec<LiveSample> {
-    let ends = list.iter().filter_map(|certificate| {
-        let end = certificate.not_after?.duration_since(UNIX_EPOCH).ok()?;
-        Some(LiveSample::new([("name", certificate.name.clone())], end.as_secs_f64()))
-    });
-    ends.collect()
 }
 
 pub(super) fn kernel_counters(counters: &[(Reason, u64)]) -> Vec<dump::KernelCounter> {
