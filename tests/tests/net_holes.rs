@@ -53,7 +53,7 @@ fn pass_everything(world: &World, node: Node) -> Result<()> {
             let path = entry?.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.display().to_string().contains("arriv") && path.display().to_string().contains("link") {
+            } else if path.file_name().is_some_and(|name| name == "arrive") {
                 fs::remove_file(&path)?;
                 removed += 1;
             }

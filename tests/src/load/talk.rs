@@ -129,15 +129,21 @@ impl Conversation {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until what was received contains `bytes`.
-    pub fn expect(&self, bytes: &[u8], deadline: Duration) -> Result<()> {
+    /// Waits until what was received contains `bytes`. A connection that ends first is an error at once.
+    pub fn expect(&mut self, bytes: &[u8], deadline: Duration) -> Result<()> {
         let what = format!("`{}` arrives at {}", String::from_utf8_lossy(bytes), self.local);
-        wait_until(&what, deadline, || {
-            self.received()
-                .windows(bytes.len())
-                .any(|window| window == bytes)
-                .then_some(())
-        })
+        let arrived = wait_until(&what, deadline, || {
+            // Asked first: what it received before its end is there after it.
+            let ended = !self.process.is_running();
+            let found = self.received().windows(bytes.len()).any(|window| window == bytes);
+            match (found, ended) {
+                (true, _) => Some(true),
+                (false, true) => Some(false),
+                (false, false) => None,
+            }
+        })?;
+        ensure!(arrived, "the connection ended before {what}");
+        Ok(())
     }
 
     /// Sends `bytes` and waits for the server to send the same back.

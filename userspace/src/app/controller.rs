@@ -10,8 +10,11 @@ use crate::{
     telemetry::{Live, LiveSample, Metrics},
 };
 use anyhow::Context;
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 use tracing::info;
+
+/// What a node gets that wishes no lifetime, if the maximum allows it.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Runs the certificate authority until it is told to end.
 ///
@@ -42,7 +45,7 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
         trust_domain: config.mesh.trust_domain.clone(),
         server_names: names.into_iter().cloned().collect(),
         server_addresses: addresses.into_iter().filter_map(|san| san.parse().ok()).collect(),
-        default_lifetime: config.max_svid_lifetime,
+        default_lifetime: config.max_svid_lifetime.min(DEFAULT_LIFETIME),
         most_lifetime: config.max_svid_lifetime,
     };
     let controller = controller::run(service, published.snapshot.clone(), &shutdown).await?;

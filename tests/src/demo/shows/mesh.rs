@@ -1,5 +1,7 @@
 //! The mesh itself: ready, and touching nothing that is not its own.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::demo::apps::program;
@@ -45,35 +47,39 @@ pub fn programs_are_pinned(stage: &Stage, report: &mut Report) {
         report.remark("  - bpftool is not installed: the loaded programs are not listed");
         return;
     };
-    report.show("the kernel programs are pinned and carry BTF", || {
-        // Listing pins means walking every bpffs that this process can see.
-        let listed = stage
-            .world
-            .node(Node::A)
-            .command(bpftool)
-            .args(["-f", "-j", "prog", "show"])
-            .output(DEADLINE)?;
-        let programs: Vec<serde_json::Value> = serde_json::from_str(&listed).context("read what bpftool says")?;
-        let below = stage.world.directory().display().to_string();
-        let is_ours = |program: &&serde_json::Value| {
-            program["pinned"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|pin| pin.as_str())
-                .any(|pin| pin.starts_with(&below))
+    report.show("the kernel programs are held by pinned links and carry BTF", || {
+        let list = |what: &str| -> Result<Vec<serde_json::Value>> {
+            // Listing pins means walking every bpffs that this process can see.
+            let place = stage.world.node(Node::A);
+            let listed = place
+                .command(&bpftool)
+                .args(["-f", "-j", what, "show"])
+                .output(DEADLINE)?;
+            serde_json::from_str(&listed).context("read what bpftool says")
         };
-        let ours: Vec<_> = programs.iter().filter(is_ours).collect();
-        ensure!(!ours.is_empty(), "bpftool finds no program pinned below {below}");
-        let without: Vec<_> = ours
+        let below = stage.world.directory().display().to_string();
+        let is_ours = |link: &&serde_json::Value| {
+            let pins = link["pinned"].as_array().into_iter().flatten();
+            pins.filter_map(|pin| pin.as_str()).any(|pin| pin.starts_with(&below))
+        };
+        let links = list("link")?;
+        let held: BTreeSet<u64> = links
+            .iter()
+            .filter(is_ours)
+            .filter_map(|link| link["prog_id"].as_u64())
+            .collect();
+        ensure!(!held.is_empty(), "bpftool finds no link pinned below {below}");
+        let mut programs = list("prog")?;
+        programs.retain(|program| program["id"].as_u64().is_some_and(|id| held.contains(&id)));
+        let without: Vec<_> = programs
             .iter()
             .filter(|program| program["btf_id"].is_null())
             .map(|one| &one["name"])
             .collect();
         ensure!(without.is_empty(), "without BTF: {without:?}");
-        let mut names: Vec<_> = ours.iter().filter_map(|program| program["name"].as_str()).collect();
+        let mut names: Vec<_> = programs.iter().filter_map(|program| program["name"].as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        Ok(format!("{} programs: {}", ours.len(), names.join(", ")))
+        Ok(format!("{} programs: {}", programs.len(), names.join(", ")))
     });
 }
