@@ -157,7 +157,7 @@ pub fn hand_to(context: &SkLookupContext, pod: PodNumber, role: Role, family: Fa
 #[inline(always)]
 pub fn note_node_dial(socket: Cookie, now: Instant) {
     // A full LRU map makes room; what it cannot hold is an arrival without a note, and falls to the pod's settings.
-    let _ = NODE_DIALS.insert(&socket, &now, 0);
+    let _ = NODE_DIALS.insert(socket, now, 0);
 }
 
 /// True, once, if the socket was noted.
@@ -166,13 +166,13 @@ pub fn take_node_dial(socket: Cookie) -> bool {
     if get!(NODE_DIALS, &socket).is_none() {
         return false;
     }
-    let _ = NODE_DIALS.remove(&socket);
+    let _ = NODE_DIALS.remove(socket);
     true
 }
 
 #[inline(always)]
 pub fn note_node_connect(connection: &FourTuple, now: Instant) {
-    let _ = NODE_CONNECTS.insert(connection, &now, 0);
+    let _ = NODE_CONNECTS.insert(connection, now, 0);
 }
 
 #[inline(always)]

@@ -130,7 +130,8 @@ mod programs {
         );
     }
 
-    /// Sets the mark, and takes the socket off a device that would keep it from our routes.
+    /// Sets the mark, and takes the socket off a device that would keep it from our routes. Where that is not allowed the
+    /// guard drops it: no route can refuse it, since for a socket bound to a device the kernel makes one up.
     #[inline(always)]
     fn divert(ops: Ops, socket: Socket, mark: u32) {
         if socket.is_bound_to_device() {
@@ -259,7 +260,7 @@ mod programs {
             Guard::Pass => NEXT,
             Guard::Drop(reason) => {
                 maps::count(reason);
-                TC_ACT_SHOT as i32
+                TC_ACT_SHOT
             }
         }
     }

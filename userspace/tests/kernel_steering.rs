@@ -213,6 +213,50 @@ fn a_socket_bound_to_a_device_is_steered_all_the_same() {
     assert_eq!(count(&kernel, Reason::DeviceUnbound), 2);
 }
 
+/// Runs in a process of its own, without the capability to leave a device.
+#[test]
+fn child_that_dials_bound_to_a_device_without_privileges() {
+    let Some(world) = World::of_parent() else { return };
+    wait_for_parent();
+    for peer in B {
+        let dialled = world.a.run(|| {
+            let socket = Socket::new(Domain::for_address(at(peer, 8080)), Type::STREAM, None).unwrap();
+            socket.bind_device(Some(b"eth0")).unwrap();
+            nix::unistd::seteuid(65534.into()).unwrap();
+            let dialled = socket
+                .connect_timeout(&at(peer, 8080).into(), SILENCE)
+                .map_err(|error| error.kind());
+            nix::unistd::seteuid(0.into()).unwrap();
+            dialled
+        });
+        println!("answer: {:?}", dialled.unwrap());
+    }
+}
+
+#[test]
+fn a_socket_that_may_not_leave_its_device_does_not_leave_the_pod_either() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+    for peer in B {
+        serve(&world.b, peer, 8080);
+    }
+    let mut child = world.spawn("child_that_dials_bound_to_a_device_without_privileges", world.cgroup());
+    for _ in B {
+        assert_eq!(child.said("answer: "), "Err(TimedOut)");
+    }
+    child.end();
+    assert!(
+        count(&kernel, Reason::MarkedPacketLeaving) >= 2,
+        "{:?}",
+        counted(&kernel)
+    );
+    assert_eq!(count(&kernel, Reason::DeviceKept), 2);
+}
+
 #[test]
 fn a_socket_that_was_refused_may_dial_something_outside_the_mesh() {
     if !runs() {

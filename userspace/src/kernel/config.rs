@@ -6,7 +6,8 @@ use std::path::PathBuf;
 pub struct KernelConfig {
     /// A directory on bpffs; one per daemon. State lives in a versioned folder below it.
     pub pin_dir: PathBuf,
-    /// The cgroup v2 folder whose processes are watched. `None`: the root of the hierarchy, from `/proc/mounts`.
+    /// The cgroup v2 folder whose processes are watched: every pod's, and the daemon's own, whose end is noticed by its
+    /// listeners' closing. `None`: the root of the hierarchy, from `/proc/mounts`.
     pub cgroup: Option<PathBuf>,
     /// The cgroup folder of the pods. `None`: looked for below the root of the hierarchy.
     pub kubepods: Option<PathBuf>,

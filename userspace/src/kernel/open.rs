@@ -79,8 +79,9 @@ fn kernel_version() -> Result<KernelVersion, OpenError> {
         source: io::Error::other(error.to_string()),
     })?;
     if version < OLDEST_KERNEL {
+        let found = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
         return Err(OpenError::KernelTooOld {
-            found: format!("{version:?}"),
+            found: found.unwrap_or_default(),
         });
     }
     Ok(version)
