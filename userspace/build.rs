@@ -22,7 +22,13 @@ fn kernel_programs() -> Result<(), Box<dyn Error>> {
             Ok(content) => {
                 without_debug_sections(&content).ok_or_else(|| format!("{} is no object file", object.display()))?
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(format!(
+                    "there are no kernel programs at {}; build them with `cargo xtask build-ebpf`",
+                    built.display()
+                )
+                .into());
+            }
             Err(error) => return Err(format!("cannot read {}: {error}", object.display()).into()),
         };
         fs::write(&carried, content)?;

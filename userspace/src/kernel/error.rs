@@ -9,8 +9,8 @@ pub enum OpenError {
     KernelTooOld { found: String },
     #[error("cannot tell the version of the kernel")]
     KernelUnknown { source: io::Error },
-    #[error("this binary was built without its kernel programs; run `cargo xtask build-ebpf` and build again")]
-    NoPrograms,
+    #[error("the object file has no program {program}")]
+    NoProgram { program: &'static str },
     #[error("no cgroup v2 hierarchy is mounted")]
     NoCgroup2,
     #[error("cannot open the cgroup {path}")]
@@ -52,8 +52,8 @@ pub enum MapError {
 pub enum AttachError {
     #[error(transparent)]
     Namespace(#[from] crate::net::NamespaceError),
-    #[error("this binary was built without its kernel programs; run `cargo xtask build-ebpf` and build again")]
-    NoPrograms,
+    #[error("the object file has no program {program}")]
+    NoProgram { program: &'static str },
     #[error("cannot list the interfaces of the pod")]
     Interfaces { source: io::Error },
     #[error("cannot load the arrival program")]

@@ -29,9 +29,6 @@ const TCX_KERNEL: KernelVersion = KernelVersion::new(6, 6, 0);
 
 pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
     let version = kernel_version()?;
-    if !programs::are_built_in() {
-        return Err(OpenError::NoPrograms);
-    }
     let root = match &config.cgroup {
         Some(path) => path.clone(),
         None => cgroup::root()?,
@@ -190,7 +187,7 @@ where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     ebpf.program_mut(name)
-        .ok_or(OpenError::NoPrograms)?
+        .ok_or(OpenError::NoProgram { program: name })?
         .try_into()
         .map_err(|source| refused(name, source))
 }

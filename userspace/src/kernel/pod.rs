@@ -90,7 +90,7 @@ impl Kernel {
         })?;
         let program: &mut SkLookup = ebpf
             .program_mut(ARRIVAL)
-            .ok_or(AttachError::NoPrograms)?
+            .ok_or(AttachError::NoProgram { program: ARRIVAL })?
             .try_into()
             .map_err(refused)?;
         program.load().map_err(refused)?;
@@ -119,7 +119,9 @@ impl Kernel {
         let mut ebpf = self.ebpf.lock();
         let guard: &mut SchedClassifier = ebpf
             .program_mut(programs::GUARD)
-            .ok_or(AttachError::NoPrograms)?
+            .ok_or(AttachError::NoProgram {
+                program: programs::GUARD,
+            })?
             .try_into()
             .map_err(refused)?;
         if !self.tcx {
