@@ -4,6 +4,7 @@
 
 mod adopt;
 mod entries;
+mod jobs;
 mod kernel_side;
 mod plan;
 mod pod;

@@ -6,6 +6,7 @@ use super::{
     CaptureEvent, CapturedPod,
     adopt::{self, Owner},
     entries::{Captured, Entries, Entry},
+    jobs::{Done, blocking, heard, refresh, release},
     kernel_side::KernelSide,
     plan::{Step, Wanted, back_off, plan},
     pod::{self, CaptureError, Node, Pod},
@@ -40,10 +41,6 @@ pub struct CaptureSettings {
 
 /// How often namespaces are looked after and failed steps are tried again.
 const TICK: Duration = Duration::from_millis(500);
-/// How often a draining pod's connections are counted.
-const DRAIN_POLL: Duration = Duration::from_millis(100);
-/// Changes in a namespace come in bursts.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// Runs until the drain begins, or nobody publishes snapshots or reads events any more. `kernel` is this task's alone as
 /// far as pods, the node's facts and the cluster's tables go. The runtime's threads are in the node's own namespace.
@@ -122,27 +119,6 @@ struct TableFailure {
     error: Arc<MapError>,
     attempts: u32,
     retry_at: Instant,
-}
-
-/// What a job was about, and how it ended.
-enum Done {
-    Captured {
-        wanted: Wanted,
-        outcome: Result<(Pod, PodListeners, Watch), CaptureError>,
-    },
-    Refreshed {
-        pod: Arc<Pod>,
-        watch: Option<Watch>,
-        outcome: Result<(), CaptureError>,
-    },
-    Released {
-        captured: Captured,
-        outcome: Result<(), CaptureError>,
-    },
-    NodeRefreshed {
-        watch: Option<Watch>,
-        outcome: Result<(), CaptureError>,
-    },
 }
 
 impl Reconciler {
@@ -441,47 +417,6 @@ impl Reconciler {
                 .as_ref()
                 .is_some_and(|failure| failure.retry_at <= now)
     }
-}
-
-/// True once something changed; false if the watch is broken.
-async fn heard(watch: &mut Watch) -> bool {
-    if watch.changed().await.is_err() {
-        return false;
-    }
-    while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {}
-    true
-}
-
-async fn refresh(node: Node, pod: Arc<Pod>, watch: Option<Watch>) -> Done {
-    let outcome = blocking({
-        let pod = Arc::clone(&pod);
-        move || pod::refresh(&node, &pod)
-    });
-    Done::Refreshed {
-        outcome: outcome.await,
-        pod,
-        watch,
-    }
-}
-
-/// Lets what is open end by itself for a while, then ends it, then removes what it depended on.
-async fn release(node: &Node, pod: &Arc<Pod>, drain: Duration) -> Result<(), CaptureError> {
-    let deadline = Instant::now() + drain;
-    while Instant::now() < deadline {
-        let pod = Arc::clone(pod);
-        if blocking(move || pod::count_steered(&pod)).await? == 0 {
-            break;
-        }
-        tokio::time::sleep(DRAIN_POLL).await;
-    }
-    let (node, pod) = (node.clone(), Arc::clone(pod));
-    blocking(move || pod::remove(&node, &pod)).await
-}
-
-async fn blocking<T: Send + 'static>(
-    step: impl FnOnce() -> Result<T, CaptureError> + Send + 'static,
-) -> Result<T, CaptureError> {
-    spawn_blocking(step).await.unwrap_or(Err(CaptureError::Interrupted))
 }
 
 /// For a pod that is about to be released.

@@ -1,0 +1,80 @@
+//! What the reconciling task has others do: steps that block, and waits. Each ends in a [`Done`].
+
+use super::{
+    entries::Captured,
+    plan::Wanted,
+    pod::{self, CaptureError, Node, Pod},
+};
+use crate::{kernel::watch::Watch, net::PodListeners};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::task::spawn_blocking;
+
+/// How often a draining pod's connections are counted.
+const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// Changes in a namespace come in bursts.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// What a job was about, and how it ended.
+pub(super) enum Done {
+    Captured {
+        wanted: Wanted,
+        outcome: Result<(Pod, PodListeners, Watch), CaptureError>,
+    },
+    Refreshed {
+        pod: Arc<Pod>,
+        watch: Option<Watch>,
+        outcome: Result<(), CaptureError>,
+    },
+    Released {
+        captured: Captured,
+        outcome: Result<(), CaptureError>,
+    },
+    NodeRefreshed {
+        watch: Option<Watch>,
+        outcome: Result<(), CaptureError>,
+    },
+}
+
+/// True once something changed; false if the watch is broken.
+pub(super) async fn heard(watch: &mut Watch) -> bool {
+    if watch.changed().await.is_err() {
+        return false;
+    }
+    while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {}
+    true
+}
+
+pub(super) async fn refresh(node: Node, pod: Arc<Pod>, watch: Option<Watch>) -> Done {
+    let outcome = blocking({
+        let pod = Arc::clone(&pod);
+        move || pod::refresh(&node, &pod)
+    });
+    Done::Refreshed {
+        outcome: outcome.await,
+        pod,
+        watch,
+    }
+}
+
+/// Lets what is open end by itself for a while, then ends it, then removes what it depended on.
+pub(super) async fn release(node: &Node, pod: &Arc<Pod>, drain: Duration) -> Result<(), CaptureError> {
+    let deadline = Instant::now() + drain;
+    while Instant::now() < deadline {
+        let pod = Arc::clone(pod);
+        if blocking(move || pod::count_steered(&pod)).await? == 0 {
+            break;
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    let (node, pod) = (node.clone(), Arc::clone(pod));
+    blocking(move || pod::remove(&node, &pod)).await
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, CaptureError> + Send + 'static,
+) -> Result<T, CaptureError> {
+    spawn_blocking(step).await.unwrap_or(Err(CaptureError::Interrupted))
+}
