@@ -4,10 +4,12 @@
 mod claims;
 mod directory;
 mod document;
+mod listing;
 mod netns;
 mod pending;
 #[cfg(test)]
 mod tests;
+mod watching;
 
 use super::{
     index::{Index, IndexSettings},
@@ -15,25 +17,18 @@ use super::{
 };
 use crate::shutdown::Shutdown;
 use directory::{Directory, Scope};
-use notify::{RecursiveMode, Watcher};
 use pending::Pending;
 use std::{
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
-use tracing::warn;
+use watching::Watching;
 
 /// Events come in flocks: this much quiet ends one, and no flock lasts longer than `FLOCK`.
 const QUIET: Duration = Duration::from_millis(5);
 const FLOCK: Duration = Duration::from_millis(50);
-/// For what no event tells: files behind symlinks, lost events, network file systems.
-const RESCAN: Duration = Duration::from_secs(5);
-/// The same where nothing can be watched.
-const RESCAN_UNWATCHED: Duration = Duration::from_millis(500);
-
 /// Why a directory cannot be a source at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -41,7 +36,7 @@ pub enum ManifestError {
     Directory { dir: PathBuf, source: io::Error },
 }
 
-/// Reads the whole directory, then publishes, then goes on watching it until the drain. Blocks for the first read; must be
+/// Reads the whole directory, then publishes, then follows it until the drain begins. Blocks for the first read; must be
 /// called within a tokio runtime.
 ///
 /// # Errors
@@ -55,7 +50,7 @@ pub fn spawn(dir: &Path, settings: IndexSettings, shutdown: &Shutdown) -> Result
     std::fs::read_dir(&root).map_err(unreadable)?;
     // Watched before it is read: what changes in between is then noticed.
     let pending = Arc::new(Pending::default());
-    let watcher = watch(&root, &pending);
+    let watching = Watching::start(&root, &pending);
     let (publisher, published) = Publisher::new();
     let mut state = State {
         directory: Directory::new(root, settings.node_name.clone()),
@@ -63,7 +58,7 @@ pub fn spawn(dir: &Path, settings: IndexSettings, shutdown: &Shutdown) -> Result
         publisher,
     };
     state.read(&pending, Scope::First);
-    shutdown.spawn_essential("manifests", follow(state, pending, watcher, shutdown.clone()));
+    shutdown.spawn_essential("manifests", follow(state, pending, watching, shutdown.clone()));
     Ok(published)
 }
 
@@ -93,20 +88,11 @@ impl State {
     }
 }
 
-async fn follow(
-    mut state: State,
-    pending: Arc<Pending>,
-    mut watcher: Option<notify::RecommendedWatcher>,
-    shutdown: Shutdown,
-) {
-    let mut watched = BTreeSet::new();
-    let rescan = if watcher.is_some() { RESCAN } else { RESCAN_UNWATCHED };
-    let mut next_rescan = Instant::now() + rescan;
+async fn follow(mut state: State, pending: Arc<Pending>, mut watching: Watching, shutdown: Shutdown) {
+    let mut next_rescan = Instant::now() + watching.rescan_every();
     let mut look_again = None;
     loop {
-        if let Some(watcher) = &mut watcher {
-            watch_namespaces(watcher, &mut watched, &state.directory);
-        }
+        watching.keep_up(&state.directory);
         let wake = look_again.map_or(next_rescan, |at: Instant| at.min(next_rescan));
         tokio::select! {
             () = shutdown.draining() => return,
@@ -119,7 +105,7 @@ async fn follow(
             Some(_) | None => Scope::All,
         };
         if matches!(scope, Scope::All) {
-            next_rescan = Instant::now() + rescan;
+            next_rescan = Instant::now() + watching.rescan_every();
         }
         let reader = Arc::clone(&pending);
         let read = tokio::task::spawn_blocking(move || {
@@ -139,32 +125,6 @@ async fn settle(pending: &Pending) {
     while tokio::time::Instant::now() < end {
         if tokio::time::timeout(QUIET, pending.changed()).await.is_err() {
             return;
-        }
-    }
-}
-
-fn watch(root: &Path, pending: &Arc<Pending>) -> Option<notify::RecommendedWatcher> {
-    let told = Arc::clone(pending);
-    let root_of_events = root.to_owned();
-    let watcher = notify::recommended_watcher(move |event| told.note(event, &root_of_events, Instant::now()));
-    let watching = watcher.and_then(|mut watcher| watcher.watch(root, RecursiveMode::Recursive).map(|()| watcher));
-    match watching {
-        Ok(watcher) => Some(watcher),
-        Err(error) => {
-            warn!(%error, dir = %root.display(), "the directory of manifests cannot be watched; it is read every {RESCAN_UNWATCHED:?} \
-                instead (fs.inotify.max_user_instances or max_user_watches may be too small)");
-            None
-        }
-    }
-}
-
-/// Pods end when their namespace goes: `ip netns delete` shows as an event in the folder.
-fn watch_namespaces(watcher: &mut notify::RecommendedWatcher, watched: &mut BTreeSet<PathBuf>, directory: &Directory) {
-    for folder in directory.namespace_folders() {
-        if !folder.starts_with("/proc") && !watched.contains(folder) {
-            // Without it the rescan notices, later.
-            let _ = watcher.watch(folder, RecursiveMode::NonRecursive);
-            watched.insert(folder.to_owned());
         }
     }
 }

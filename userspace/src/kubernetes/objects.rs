@@ -1,19 +1,23 @@
 //! What Warren reads of each kind of object: the few fields that matter, taken from JSON one by one, so that a malformed
 //! field elsewhere in an object changes nothing.
 
+mod pod;
+mod service;
+
+pub(super) use pod::{Phase, Pod};
+pub(super) use service::{EndpointSlice, Service};
+
 use super::{
-    enrolment::{DATAPLANE_MODE, Mode, NETNS, REDIRECTION, SIDECAR_STATUS},
+    enrolment::{DATAPLANE_MODE, Mode},
     field::{Field, Findings},
     problem::{Finding, Flaw},
 };
-use crate::mesh::service::{Affinity, ServiceKey, ServicePort, TrafficDistribution};
+use crate::mesh::service::TrafficDistribution;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::SystemTime};
 
-/// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
-const AFFINITY_TIMEOUT: Duration = Duration::from_secs(10_800);
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// The kinds that Warren reads. In this order: what others refer to comes first.
@@ -71,61 +75,6 @@ pub(super) struct Node {
     pub(super) region: Option<Arc<str>>,
     pub(super) zone: Option<Arc<str>>,
     pub(super) ranges: Vec<IpNet>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    /// Pending, Unknown, or a word that nobody knows.
-    NotRunning,
-    /// Running, or not said.
-    Running,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pod {
-    pub(super) uid: Option<Arc<str>>,
-    pub(super) created: Option<SystemTime>,
-    pub(super) labels: Arc<BTreeMap<String, String>>,
-    pub(super) mode: Option<Mode>,
-    /// `ambient.istio.io/redirection: enabled`.
-    pub(super) redirected: bool,
-    pub(super) sidecar: bool,
-    pub(super) netns: Option<PathBuf>,
-    pub(super) service_account: Arc<str>,
-    pub(super) node: Option<Arc<str>>,
-    pub(super) host_network: bool,
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) phase: Phase,
-    pub(super) owner: Arc<str>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Service {
-    pub(super) created: Option<SystemTime>,
-    pub(super) vips: Vec<IpAddr>,
-    pub(super) ports: Vec<ServicePort>,
-    pub(super) affinity: Affinity,
-    pub(super) distribution: Option<TrafficDistribution>,
-    pub(super) local_only: bool,
-    pub(super) publish_not_ready: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EndpointSlice {
-    pub(super) service: ServiceKey,
-    /// (name, port); a missing name is the empty one, as in the Service.
-    pub(super) ports: Vec<(Box<str>, Option<u16>)>,
-    pub(super) endpoints: Vec<SliceEndpoint>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SliceEndpoint {
-    pub(super) address: IpAddr,
-    pub(super) ready: bool,
-    pub(super) node: Option<Arc<str>>,
-    pub(super) zone: Option<Arc<str>>,
-    /// The pod it stands for: needed for pods that share their node's address.
-    pub(super) pod: Option<Arc<str>>,
 }
 
 impl Kind {
@@ -248,14 +197,14 @@ impl Meta {
         })
     }
 
-    fn label(&self, name: &str) -> Option<Arc<str>> {
+    pub(super) fn label(&self, name: &str) -> Option<Arc<str>> {
         self.labels
             .get(name)
             .filter(|value| !value.is_empty())
             .map(|value| value.as_str().into())
     }
 
-    fn mode(&self, findings: &mut Findings) -> Option<Mode> {
+    pub(super) fn mode(&self, findings: &mut Findings) -> Option<Mode> {
         let text = self.labels.get(DATAPLANE_MODE)?;
         let mode = Mode::parse(text);
         if mode.is_none() {
@@ -270,7 +219,7 @@ impl Meta {
         mode
     }
 
-    fn distribution(&self, findings: &mut Findings) -> Option<TrafficDistribution> {
+    pub(super) fn distribution(&self, findings: &mut Findings) -> Option<TrafficDistribution> {
         let text = self.annotations.get(TRAFFIC_DISTRIBUTION)?;
         let distribution = distribution(text);
         if distribution.is_none() {
@@ -302,9 +251,9 @@ fn created(field: &Field<'_>, findings: &mut Findings) -> Option<SystemTime> {
     time.map(SystemTime::from)
 }
 
-const DISTRIBUTIONS: &str = "PreferClose, PreferSameZone or PreferSameNode; read as absent";
+pub(super) const DISTRIBUTIONS: &str = "PreferClose, PreferSameZone or PreferSameNode; read as absent";
 
-fn distribution(text: &str) -> Option<TrafficDistribution> {
+pub(super) fn distribution(text: &str) -> Option<TrafficDistribution> {
     match text {
         "PreferClose" | "PreferSameZone" => Some(TrafficDistribution::PreferSameZone),
         "PreferSameNode" => Some(TrafficDistribution::PreferSameNode),
@@ -362,60 +311,8 @@ fn ranges(cidrs: &[Field<'_>], findings: &mut Findings) -> Vec<IpNet> {
     ranges
 }
 
-impl Pod {
-    /// `None` for a pod that has ended.
-    ///
-    /// # Errors
-    /// A field without which it is unclear what the pod is.
-    pub(super) fn read(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Result<Option<Self>, Finding> {
-        let (spec, status) = (object.get("spec"), object.get("status"));
-        let phase = match status.get("phase").text(findings) {
-            Some("Succeeded" | "Failed") => return Ok(None),
-            Some("Running") | None => Phase::Running,
-            Some(_) => Phase::NotRunning,
-        };
-        let host_network = legible(&spec.get("hostNetwork"), findings, Field::flag)?.unwrap_or(false);
-        let account = legible(&spec.get("serviceAccountName"), findings, Field::text)?;
-        let account = account.filter(|account| !account.is_empty()).unwrap_or("default");
-        let mut addresses = Vec::new();
-        let listed = status.get("podIPs").list(findings);
-        let fields = listed.iter().map(|entry| entry.get("ip")).chain([status.get("podIP")]);
-        for address in fields.filter_map(|field| field.address(findings)) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        if addresses.is_empty() && phase == Phase::Running {
-            findings.add(&status.get("podIPs"), Flaw::NoAddress);
-        }
-        let owner = owner(meta, object, findings);
-        Ok(Some(Self {
-            uid: meta.uid.clone(),
-            created: meta.created,
-            mode: meta.mode(findings),
-            redirected: meta
-                .annotations
-                .get(REDIRECTION)
-                .is_some_and(|value| value == "enabled"),
-            sidecar: meta.annotations.contains_key(SIDECAR_STATUS),
-            netns: meta.annotations.get(NETNS).map(PathBuf::from),
-            service_account: account.into(),
-            node: spec
-                .get("nodeName")
-                .text(findings)
-                .filter(|node| !node.is_empty())
-                .map(Into::into),
-            host_network,
-            addresses,
-            phase,
-            owner: owner.unwrap_or_else(|| Arc::clone(&meta.name)),
-            labels: Arc::new(meta.labels.clone()),
-        }))
-    }
-}
-
 /// A field that may be absent, but not illegible.
-fn legible<'a, T>(
+pub(super) fn legible<'a, T>(
     field: &Field<'a>,
     findings: &mut Findings,
     read: fn(&Field<'a>, &mut Findings) -> Option<T>,
@@ -428,170 +325,6 @@ fn legible<'a, T>(
         return Err(finding);
     }
     Ok(value)
-}
-
-/// The name people know the workload by: the Deployment's, not its ReplicaSet's; the CronJob's, not its Job's.
-fn owner(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Option<Arc<str>> {
-    let owners = object.get("metadata").get("ownerReferences").list(findings);
-    let owner = owners
-        .iter()
-        .find(|owner| owner.get("controller").flag(findings) == Some(true))?;
-    let name = owner.get("name").text(findings)?;
-    let stem = match owner.get("kind").text(findings) {
-        Some("ReplicaSet") => {
-            let hash = meta.labels.get("pod-template-hash");
-            hash.and_then(|hash| name.strip_suffix(hash.as_str()))
-                .and_then(|stem| stem.strip_suffix('-'))
-        }
-        Some("Job") => name
-            .rsplit_once('-')
-            .filter(|(_, time)| (8..=10).contains(&time.len()) && time.bytes().all(|byte| byte.is_ascii_digit()))
-            .map(|(stem, _)| stem),
-        Some(_) | None => None,
-    };
-    Some(stem.filter(|stem| !stem.is_empty()).unwrap_or(name).into())
-}
-
-impl Service {
-    /// `None` for one that is only a name for something outside.
-    pub(super) fn read(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Option<Self> {
-        let spec = object.get("spec");
-        if spec.get("type").text(findings) == Some("ExternalName") {
-            return None;
-        }
-        let listed = spec.get("clusterIPs").list(findings);
-        let mut vips = Vec::new();
-        for field in listed.iter().cloned().chain([spec.get("clusterIP")]) {
-            if field.is_absent() || matches!(field.text(findings), Some("None" | "")) {
-                continue;
-            }
-            match field.address(findings) {
-                Some(vip) if !vips.contains(&vip) => vips.push(vip),
-                Some(_) | None => {}
-            }
-        }
-        let mut ports = Vec::new();
-        for entry in spec.get("ports").list(findings) {
-            if entry.get("protocol").text(findings).unwrap_or("TCP") != "TCP" {
-                continue;
-            }
-            let field = entry.get("port");
-            if field.is_absent() {
-                findings.add(&field, Flaw::Missing);
-            }
-            if let Some(port) = field.port(findings) {
-                let name = entry
-                    .get("name")
-                    .text(findings)
-                    .filter(|name| !name.is_empty())
-                    .map(Into::into);
-                ports.push(ServicePort { name, port });
-            }
-        }
-        let affinity = match spec.get("sessionAffinity").text(findings) {
-            Some("ClientIP") => {
-                let seconds = object
-                    .get("spec")
-                    .get("sessionAffinityConfig")
-                    .get("clientIP")
-                    .get("timeoutSeconds");
-                let timeout = seconds.number(findings).map_or(AFFINITY_TIMEOUT, Duration::from_secs);
-                Affinity::ClientIp { timeout }
-            }
-            Some("None") | None => Affinity::None,
-            Some(other) => {
-                let flaw = Flaw::WrongValue {
-                    value: other.to_owned(),
-                    expected: "ClientIP or None; read as None",
-                };
-                findings.add(&spec.get("sessionAffinity"), flaw);
-                Affinity::None
-            }
-        };
-        let field = spec.get("trafficDistribution");
-        let own = field.text(findings).and_then(|text| {
-            let distribution = distribution(text);
-            if distribution.is_none() {
-                findings.add(
-                    &field,
-                    Flaw::WrongValue {
-                        value: text.to_owned(),
-                        expected: DISTRIBUTIONS,
-                    },
-                );
-            }
-            distribution
-        });
-        Some(Self {
-            created: meta.created,
-            vips,
-            ports,
-            affinity,
-            distribution: own.or_else(|| meta.distribution(findings)),
-            local_only: spec.get("internalTrafficPolicy").text(findings) == Some("Local"),
-            publish_not_ready: spec.get("publishNotReadyAddresses").flag(findings).unwrap_or(false),
-        })
-    }
-}
-
-impl EndpointSlice {
-    /// `None` for a slice of host names.
-    ///
-    /// # Errors
-    /// A slice that does not say which service it belongs to.
-    pub(super) fn read(meta: &Meta, object: &Field<'_>, findings: &mut Findings) -> Result<Option<Self>, Finding> {
-        if object.get("addressType").text(findings) == Some("FQDN") {
-            return Ok(None);
-        }
-        let Some(service) = meta.label("kubernetes.io/service-name") else {
-            return Err(Finding::new(
-                "metadata.labels.kubernetes.io/service-name",
-                Flaw::Missing,
-            ));
-        };
-        let mut ports = Vec::new();
-        for entry in object.get("ports").list(findings) {
-            if entry.get("protocol").text(findings).unwrap_or("TCP") == "TCP" {
-                let port = entry.get("port");
-                let number = port.port(findings);
-                if number.is_some() || port.is_absent() {
-                    ports.push((entry.get("name").text(findings).unwrap_or_default().into(), number));
-                }
-            }
-        }
-        let mut endpoints = Vec::new();
-        for entry in object.get("endpoints").list(findings) {
-            // All addresses of an endpoint are the same pod's; consumers take the first.
-            let Some(address) = entry
-                .get("addresses")
-                .list(findings)
-                .first()
-                .and_then(|first| first.address(findings))
-            else {
-                if entry.get("addresses").is_absent() {
-                    findings.add(&entry.get("addresses"), Flaw::Missing);
-                }
-                continue;
-            };
-            let target = entry.get("targetRef");
-            let is_pod = target.get("kind").text(findings).unwrap_or("Pod") == "Pod";
-            endpoints.push(SliceEndpoint {
-                address,
-                ready: entry.get("conditions").get("ready").flag(findings).unwrap_or(true),
-                node: entry.get("nodeName").text(findings).map(Into::into),
-                zone: entry.get("zone").text(findings).map(Into::into),
-                pod: target.get("name").text(findings).filter(|_| is_pod).map(Into::into),
-            });
-        }
-        Ok(Some(Self {
-            service: ServiceKey {
-                namespace: Arc::clone(&meta.namespace),
-                name: service,
-            },
-            ports,
-            endpoints,
-        }))
-    }
 }
 
 impl ObjectRef {

@@ -4,6 +4,7 @@
 use super::{
     claims::{Claim, Claims, Place},
     document::{self, Content, Document},
+    listing::{Listing, Stamp},
     netns::Namespaces,
 };
 use crate::kubernetes::{
@@ -15,7 +16,6 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -23,10 +23,11 @@ use std::{
 
 /// A file that changed less than this ago may still be changing: the event that says so can be on its way.
 const FRESH: Duration = Duration::from_millis(20);
+/// A file that is being written is looked at again when it is closed; this is for a close that nobody tells.
+const BEING_WRITTEN: Duration = Duration::from_secs(1);
 /// How long the objects of a vanished file stay where one of them restricts: some editors move a file away and write it anew.
 const GONE: Duration = Duration::from_millis(500);
 const MAX_FILE: u64 = 16 << 20;
-const MAX_DEPTH: usize = 32;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
@@ -77,27 +78,6 @@ enum ProblemKey {
     Twice(ObjectRef),
     Netns(ObjectRef),
     Unlisted(PathBuf),
-}
-
-/// What changes when a file changes. The change time is the kernel's own, `cp -p` does not set it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-/// A manifest by its name; hidden files are none (`..data` of a ConfigMap mount, an editor's swap file).
-pub(super) fn is_manifest_name(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden
-        && path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
 }
 
 impl Directory {
@@ -178,43 +158,9 @@ impl Directory {
         self.namespaces.folders()
     }
 
-    /// Every manifest below the root. Folders that cannot be listed are noted, and what they held stays.
+    /// Every manifest below the root. What cannot be listed is noted, and what it held stays.
     fn list(&mut self, scan: &mut Scan) -> BTreeMap<PathBuf, Stamp> {
-        let mut listed = BTreeMap::new();
-        let mut unlisted = BTreeMap::new();
-        let mut folders = vec![(self.root.clone(), 0)];
-        let mut been = BTreeSet::new();
-        while let Some((folder, depth)) = folders.pop() {
-            let entries = fs::metadata(&folder).and_then(|metadata| {
-                // A link that leads back up would never end.
-                let new = been.insert((metadata.dev(), metadata.ino()));
-                if new { fs::read_dir(&folder).map(Some) } else { Ok(None) }
-            });
-            let entries = match entries {
-                Ok(entries) => entries,
-                Err(error) => {
-                    unlisted.insert(folder, error.to_string());
-                    continue;
-                }
-            };
-            for entry in entries.into_iter().flatten().flatten() {
-                let path = entry.path();
-                if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                    continue;
-                }
-                match fs::metadata(&path) {
-                    Ok(metadata) if metadata.is_dir() && depth < MAX_DEPTH => folders.push((path, depth + 1)),
-                    Ok(metadata) if metadata.is_file() && is_manifest_name(&path) => {
-                        listed.insert(path, Stamp::of(&metadata));
-                    }
-                    Ok(_) => {}
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => {
-                        unlisted.insert(path, error.to_string());
-                    }
-                }
-            }
-        }
+        let Listing { files, unlisted } = Listing::of(&self.root);
         if unlisted != self.unlisted {
             scan.outcome.problems_changed = true;
             self.problems.retain(|key, _| !matches!(key, ProblemKey::Unlisted(_)));
@@ -224,7 +170,7 @@ impl Directory {
             }
             self.unlisted = unlisted;
         }
-        listed
+        files
     }
 
     fn seen(&mut self, path: &Arc<PathBuf>, stamp: Stamp, is_being_written: &dyn Fn(&Path) -> bool, scan: &mut Scan) {
@@ -238,9 +184,15 @@ impl Directory {
                 return;
             }
         }
-        if !scan.first && (is_being_written(path) || stamp.age(scan.now.wall).is_some_and(|age| age < FRESH)) {
+        let is_fresh = stamp.age(scan.now.wall).is_some_and(|age| age < FRESH);
+        let wait = if is_being_written(path) {
+            Some(BEING_WRITTEN)
+        } else {
+            is_fresh.then_some(FRESH)
+        };
+        if let Some(wait) = wait.filter(|_| !scan.first) {
             self.later.insert(path.to_path_buf());
-            scan.look_again_in(FRESH);
+            scan.look_again_in(wait);
             return;
         }
         if stamp.bytes > MAX_FILE {
@@ -438,25 +390,6 @@ impl Scan {
         if earlier {
             self.outcome.look_again = Some(at);
         }
-    }
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// How long ago the file changed; `None` where the clock says it has not yet.
-    fn age(&self, now: SystemTime) -> Option<Duration> {
-        let (seconds, nanos) = self.changed;
-        let since_epoch = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
-        now.duration_since(SystemTime::UNIX_EPOCH + since_epoch).ok()
     }
 }
 

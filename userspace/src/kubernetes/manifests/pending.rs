@@ -70,7 +70,7 @@ impl Pending {
         }
         for path in event.paths {
             // A folder, a link that a ConfigMap mount turns, a network namespace: look at everything.
-            let is_manifest = path.starts_with(root) && super::directory::is_manifest_name(&path);
+            let is_manifest = path.starts_with(root) && super::listing::is_manifest_name(&path);
             if is_manifest && inner.paths.len() < MAX_PATHS {
                 inner.paths.insert(path);
             } else {
@@ -83,6 +83,12 @@ impl Pending {
             inner.writers.clear();
         }
         drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Look at everything: it is not known what changed.
+    pub(super) fn everything(&self) {
+        self.inner.lock().everything = true;
         self.changed.notify_one();
     }
 

@@ -492,6 +492,21 @@ async fn a_directory_that_goes_away_keeps_everything_and_is_named() {
 }
 
 #[tokio::test]
+async fn a_directory_made_anew_is_followed_like_the_first() {
+    let mut mesh = Followed::new(&[("base.yaml", BASE)]);
+    fs::remove_dir_all(mesh.dir.path()).unwrap();
+    fs::create_dir(mesh.dir.path()).unwrap();
+    fs::write(mesh.path("base.yaml"), BASE.replace("10.244.1.1", "10.244.1.2")).unwrap();
+    mesh.until("the new directory is read", |now| {
+        has_pod(now, "10.244.1.2") && !has_pod(now, "10.244.1.1")
+    })
+    .await;
+    fs::write(mesh.path("more.yaml"), pod("more", "10.244.1.3")).unwrap();
+    mesh.until("the new directory is watched", |now| has_pod(now, "10.244.1.3"))
+        .await;
+}
+
+#[tokio::test]
 async fn yaml_as_people_write_it_is_understood() {
     let peer = "%YAML 1.2\n---\n# keys that are numbers, anchors, folded text\napiVersion: security.istio.io/v1beta1\n\
                 kind: PeerAuthentication\nmetadata:\n  name: web\n  namespace: shop\n  creationTimestamp: 2026-01-01T00:00:00Z\n\
