@@ -217,6 +217,10 @@ fn wrong_names(t: &mut Table) {
     t.leaf("two subjectAltName extensions", Err("malformed"), |leaf| {
         leaf.custom_extensions = vec![raw_san(&[(0x86, b"spiffe://cluster.local/ns/shop/sa/db")])];
     });
+    t.leaf("an extension twice that webpki passes over", Err("malformed"), |leaf| {
+        let extension = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+        leaf.custom_extensions = vec![extension.clone(), extension];
+    });
     t.leaf("a URI that is not ASCII", Err("malformed"), |leaf| {
         leaf.subject_alt_names.clear();
         leaf.custom_extensions = vec![raw_san(&[(0x86, b"spiffe://cluster.local/ns/shop/sa/w\xffb")])];

@@ -262,15 +262,25 @@ mod tests {
     }
 
     #[test]
-    fn every_handshake_is_a_full_one() {
+    fn every_handshake_is_a_full_one_even_with_a_peer_that_would_resume() {
         let svid = svid();
-        for _ in 0..3 {
-            let (client, server) = handshake(svid.client_config(svid.id()), svid.server_config());
-            let client = client.unwrap();
-            assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
-            assert_eq!(client.tls13_tickets_received(), 0);
-            assert_eq!(server.unwrap().handshake_kind(), Some(HandshakeKind::Full));
+        let (client, server) = (svid.client_config(svid.id()), svid.server_config());
+        let resuming_client = Arc::new(careless_client(Some(svid.certified.clone())));
+        let resuming_server = Arc::new(careless_server(svid.certified.clone()));
+        for (client, server) in [
+            (client.clone(), server.clone()),
+            (resuming_client, server),
+            (client, resuming_server),
+        ] {
+            for _ in 0..3 {
+                let (client, server) = handshake(client.clone(), server.clone());
+                assert_eq!(client.unwrap().handshake_kind(), Some(HandshakeKind::Full));
+                assert_eq!(server.unwrap().handshake_kind(), Some(HandshakeKind::Full));
+            }
         }
+        let resuming_client = Arc::new(careless_client(Some(svid.certified.clone())));
+        let (client, _) = handshake(resuming_client, svid.server_config());
+        assert_eq!(client.unwrap().tls13_tickets_received(), 0);
     }
 
     #[test]
