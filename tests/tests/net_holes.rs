@@ -111,7 +111,7 @@ fn with_syn_cookies_no_connection_reaches_the_application_past_policy() -> Resul
     world
         .pod("server")
         .namespace
-        .sysctls(&[("net.ipv4.tcp_syncookies", "2")])?;
+        .sysctls(&[("ipv4/tcp_syncookies", "2")])?;
     let mut server = Agent::start(world.pod("server"))?;
     server.must_listen("greet", any(PORT), Serve::Greet)?;
     let mut client = Agent::start(world.pod("client"))?;
