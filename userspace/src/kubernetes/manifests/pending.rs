@@ -1,5 +1,6 @@
 //! What the watcher told since the last read: which files changed, and which are being written right now. Bounded.
 
+use super::listing::is_manifest_name;
 use notify::{
     Event, EventKind,
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
@@ -34,56 +35,9 @@ struct Inner {
 impl Pending {
     /// Called on the watcher's thread.
     pub(super) fn note(&self, event: notify::Result<Event>, root: &Path, now: Instant) {
-        let mut inner = self.inner.lock();
-        let Ok(event) = event else {
-            inner.everything = true;
-            inner.writers.clear();
-            drop(inner);
+        if self.inner.lock().note(event, root, now) {
             self.changed.notify_one();
-            return;
-        };
-        match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                for path in &event.paths {
-                    inner.writers.remove(path);
-                }
-            }
-            // Reading changes nothing; our own reading least of all.
-            EventKind::Access(_) => return,
-            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => {
-                if inner.writers.len() >= MAX_PATHS {
-                    inner
-                        .writers
-                        .retain(|_, last| now.duration_since(*last) < WRITER_SILENT);
-                }
-                if inner.writers.len() < MAX_PATHS {
-                    inner.writers.extend(event.paths.iter().map(|path| (path.clone(), now)));
-                }
-            }
-            EventKind::Remove(_)
-            | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::To | RenameMode::Both)) => {
-                for path in &event.paths {
-                    inner.writers.remove(path);
-                }
-            }
-            EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => {}
         }
-        for path in event.paths {
-            // A folder, a link that a ConfigMap mount turns, a network namespace: look at everything.
-            let is_manifest = path.starts_with(root) && super::listing::is_manifest_name(&path);
-            if is_manifest && inner.paths.len() < MAX_PATHS {
-                inner.paths.insert(path);
-            } else {
-                inner.everything = true;
-            }
-        }
-        // Events were lost, perhaps that a file was closed.
-        if event.attrs.flag().is_some() {
-            inner.everything = true;
-            inner.writers.clear();
-        }
-        drop(inner);
-        self.changed.notify_one();
     }
 
     /// Look at everything: it is not known what changed.
@@ -111,5 +65,164 @@ impl Pending {
     pub(super) fn is_being_written(&self, path: &Path, now: Instant) -> bool {
         let last = self.inner.lock().writers.get(path).copied();
         last.is_some_and(|last| now.saturating_duration_since(last) < WRITER_SILENT)
+    }
+}
+
+impl Inner {
+    /// True if there is something to look at.
+    fn note(&mut self, event: notify::Result<Event>, root: &Path, now: Instant) -> bool {
+        let Ok(event) = event.map_err(|_| self.lost()) else {
+            return true;
+        };
+        // Events were lost, perhaps that a file was closed.
+        if event.attrs.flag().is_some() {
+            self.lost();
+        }
+        let mut is_data = false;
+        match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+                is_data = true;
+                self.closed(&event.paths);
+            }
+            // Reading changes nothing; our own reading least of all.
+            EventKind::Access(_) => return self.everything,
+            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => {
+                is_data = true;
+                self.written(&event.paths, now);
+            }
+            EventKind::Remove(_)
+            | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::To | RenameMode::Both)) => {
+                self.closed(&event.paths);
+            }
+            EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => {}
+        }
+        let mut matters = event.paths.is_empty();
+        for path in event.paths {
+            matters |= match Place::of(&path, root) {
+                Place::Manifest if self.paths.len() < MAX_PATHS => {
+                    self.paths.insert(path);
+                    true
+                }
+                Place::Ignored => false,
+                Place::Other if is_data => false,
+                Place::Manifest | Place::Other => {
+                    self.everything = true;
+                    true
+                }
+                // Network namespaces are looked at every time.
+                Place::Outside => true,
+            };
+        }
+        matters || self.everything
+    }
+
+    fn written(&mut self, paths: &[PathBuf], now: Instant) {
+        if self.writers.len() >= MAX_PATHS {
+            self.writers.retain(|_, last| now.duration_since(*last) < WRITER_SILENT);
+        }
+        if self.writers.len() < MAX_PATHS {
+            self.writers.extend(paths.iter().map(|path| (path.clone(), now)));
+        }
+    }
+
+    fn closed(&mut self, paths: &[PathBuf]) {
+        for path in paths {
+            self.writers.remove(path);
+        }
+    }
+
+    fn lost(&mut self) {
+        self.everything = true;
+        self.writers.clear();
+    }
+}
+
+/// Where a path lies, seen from the directory of manifests.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Manifest,
+    /// Hidden, or in something hidden: never read (an editor's swap file, a file about to be renamed, `.git`).
+    Ignored,
+    /// A folder, or a link that a ConfigMap mount turns (`..data`): it can stand for many files.
+    Other,
+    Outside,
+}
+
+impl Place {
+    fn of(path: &Path, root: &Path) -> Self {
+        let Ok(below) = path.strip_prefix(root) else {
+            return Self::Outside;
+        };
+        let begins = |begin: &[u8]| below.iter().any(|name| name.as_encoded_bytes().starts_with(begin));
+        match (begins(b".."), begins(b".")) {
+            (true, _) => Self::Other,
+            (false, true) => Self::Ignored,
+            (false, false) if is_manifest_name(path) => Self::Manifest,
+            (false, false) => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use notify::event::{CreateKind, DataChange};
+
+    fn event(kind: EventKind, path: &str) -> notify::Result<Event> {
+        Ok(Event::new(kind).add_path(Path::new("/m").join(path)))
+    }
+
+    const WRITE: EventKind = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+    const CLOSE: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    const CREATE: EventKind = EventKind::Create(CreateKind::File);
+
+    #[test]
+    fn a_changed_manifest_is_looked_at_alone_and_what_could_be_many_files_makes_it_everything() {
+        for (kind, path, wakes, everything) in [
+            (WRITE, "a.yaml", true, false),
+            (CREATE, "sub/a.json", true, false),
+            (CREATE, ".a.yaml.partial", false, false),
+            (WRITE, ".git/index.yaml", false, false),
+            (WRITE, "notes.txt", false, false),
+            (CREATE, "sub", true, true),
+            (CREATE, "..data", true, true),
+            (CREATE, "..2026_1/a.yaml", true, true),
+            (CREATE, "/run/netns/x", true, false),
+            (EventKind::Access(AccessKind::Read), "a.yaml", false, false),
+        ] {
+            let mut inner = Inner::default();
+            let woke = inner.note(event(kind, path), Path::new("/m"), Instant::now());
+            assert_eq!((woke, inner.everything), (wakes, everything), "{kind:?} {path}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_being_written_from_the_first_write_to_the_close() {
+        let (pending, root, path) = (Pending::default(), Path::new("/m"), Path::new("/m/a.yaml"));
+        let start = Instant::now();
+        pending.note(event(WRITE, "a.yaml"), root, start);
+        assert!(pending.is_being_written(path, start + Duration::from_secs(30)));
+        assert!(
+            !pending.is_being_written(path, start + WRITER_SILENT),
+            "its writer sleeps"
+        );
+        pending.note(event(CLOSE, "a.yaml"), root, start);
+        assert!(!pending.is_being_written(path, start));
+        pending.note(event(WRITE, "a.yaml"), root, start);
+        pending.note(Err(notify::Error::generic("queue overflow")), root, start);
+        assert!(
+            !pending.is_being_written(path, start),
+            "the close may be among the lost events"
+        );
+        assert_eq!(pending.take(), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut inner = Inner::default();
+        for i in 0..3 * MAX_PATHS {
+            inner.note(event(WRITE, &format!("{i}.yaml")), Path::new("/m"), Instant::now());
+        }
+        assert!(inner.paths.len() <= MAX_PATHS && inner.writers.len() <= MAX_PATHS && inner.everything);
     }
 }

@@ -540,3 +540,46 @@ proptest::proptest! {
         super::document::not_text(text.as_bytes());
     }
 }
+
+/// Repeated: which event arrives before which folder is watched is a matter of luck.
+#[tokio::test]
+async fn the_files_behind_a_config_map_mount_are_never_read_by_their_own_names() {
+    let mut mesh = Followed::new(&[("base.yaml", BASE)]);
+    for round in 1..=10 {
+        let folder = mesh.path(&format!("..{round}"));
+        fs::create_dir(&folder).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        fs::write(folder.join("pod.yaml"), pod("one", &format!("10.244.3.{round}"))).unwrap();
+        symlink(format!("..{round}"), mesh.path("..data_tmp")).unwrap();
+        fs::rename(mesh.path("..data_tmp"), mesh.path("..data")).unwrap();
+        if round == 1 {
+            symlink("..data/pod.yaml", mesh.path("pod.yaml")).unwrap();
+        }
+        mesh.until("the turned link counts", |now| {
+            has_pod(now, &format!("10.244.3.{round}"))
+        })
+        .await;
+        assert_eq!(mesh.problems(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn the_demos_manifests_have_no_flaw() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/demo");
+    let elsewhere = IndexSettings {
+        node_name: Some("elsewhere".into()),
+        ..settings()
+    };
+    let published = spawn(&demo, elsewhere, &Shutdown::new()).unwrap();
+    assert_eq!(
+        published
+            .problems
+            .borrow()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        Vec::<String>::new()
+    );
+    let now = Arc::clone(&published.snapshot.borrow());
+    assert!(now.workloads.len() >= 4 && !now.services.is_empty() && !now.authorizations.is_empty());
+}
