@@ -1,6 +1,7 @@
 //! From a TCP connection to a TLS connection with a verified peer, on either side. Not here: which peers are believed
 //! (`certs::verify`) and HTTP/2.
 
+use super::readahead::ReadAhead;
 use crate::{
     certs::{self, PeerRejected},
     mesh::SpiffeId,
@@ -107,8 +108,11 @@ impl HandshakeError {
     }
 }
 
+/// Ciphertext that is put together before it is written, in bytes.
+const WRITE_BEHIND: usize = 256 << 10;
+
 /// A TLS connection over TCP.
-pub(super) type Wire = TlsStream<TcpStream>;
+pub(super) type Wire = TlsStream<ReadAhead>;
 
 /// Dials the TLS side of a connection; `config` knows whom the server must prove to be.
 pub(super) async fn connect(
@@ -119,8 +123,11 @@ pub(super) async fn connect(
 ) -> Result<Wire, HandshakeError> {
     prepare(&tcp);
     let name = ServerName::IpAddress(server.into());
-    match timeout(deadline, TlsConnector::from(config).connect(name, tcp)).await {
-        Ok(Ok(stream)) => Ok(TlsStream::Client(stream)),
+    match timeout(deadline, TlsConnector::from(config).connect(name, ReadAhead::new(tcp))).await {
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().1.set_buffer_limit(Some(WRITE_BEHIND));
+            Ok(TlsStream::Client(stream))
+        }
         Ok(Err(error)) => Err(HandshakeError::from_io(error)),
         Err(_) => Err(HandshakeError::Timeout(deadline)),
     }
@@ -133,7 +140,8 @@ pub(super) async fn accept(
     deadline: Duration,
 ) -> Result<(Wire, SpiffeId), HandshakeError> {
     prepare(&tcp);
-    let stream = match timeout(deadline, TlsAcceptor::from(config).accept(tcp)).await {
+    let tls = TlsAcceptor::from(config).accept(ReadAhead::new(tcp));
+    let mut stream = match timeout(deadline, tls).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(HandshakeError::from_io(error)),
         Err(_) => return Err(HandshakeError::Timeout(deadline)),
@@ -141,6 +149,7 @@ pub(super) async fn accept(
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or(HandshakeError::Peer(PeerRejected::NoCertificate))?;
     let peer = certs::peer_id(leaf).map_err(HandshakeError::Peer)?;
+    stream.get_mut().1.set_buffer_limit(Some(WRITE_BEHIND));
     Ok((TlsStream::Server(stream), peer))
 }
 

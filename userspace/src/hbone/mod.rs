@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod headers;
 mod keepalive;
 pub mod pool;
+mod readahead;
 pub mod server;
 pub mod settings;
 pub mod stream;
@@ -23,6 +24,8 @@ pub use server::{Caller, Event, Incoming, Server};
 pub use settings::HboneSettings;
 pub use stream::{Tunnel, TunnelEnd};
 
+#[cfg(test)]
+mod hostile;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

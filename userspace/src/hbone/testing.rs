@@ -121,7 +121,8 @@ pub(crate) struct TwoPods {
     /// Connections dialled so far.
     pub(crate) dialled: Arc<AtomicUsize>,
     pub(crate) refused: Arc<AtomicUsize>,
-    pub(crate) failed: Arc<AtomicUsize>,
+    /// The names of handshakes that failed.
+    pub(crate) failures: Arc<parking_lot::Mutex<Vec<Arc<str>>>>,
 }
 
 pub(crate) async fn two_pods<F>(
@@ -137,10 +138,13 @@ where
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let config = authority.svid(&spiffe("server")).server_config();
-    let (refused, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (refused, failures) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::<parking_lot::Mutex<Vec<Arc<str>>>>::default(),
+    );
     let on_tunnel = Arc::new(on_tunnel);
     {
-        let (tasks, settings, refused, failed) = (tasks.clone(), settings.clone(), refused.clone(), failed.clone());
+        let (tasks, settings, refused, failures) = (tasks.clone(), settings.clone(), refused.clone(), failures.clone());
         let accepting = tasks.clone();
         accepting.spawn("listener", async move {
             loop {
@@ -148,15 +152,14 @@ where
                     accepted = listener.accept() => accepted.unwrap(),
                     () = tasks.draining() => break,
                 };
-                let (config, settings, refused, failed) =
-                    (config.clone(), settings.clone(), refused.clone(), failed.clone());
+                let (config, settings, refused, failures) =
+                    (config.clone(), settings.clone(), refused.clone(), failures.clone());
                 let (on_tunnel, own) = (on_tunnel.clone(), tasks.clone());
                 tasks.spawn("server", async move {
                     let server = match server::accept(tcp, from, POD.parse().unwrap(), config, settings).await {
                         Ok(server) => server,
                         Err(error) => {
-                            eprintln!("handshake: {error:?}");
-                            failed.fetch_add(1, Ordering::Relaxed);
+                            failures.lock().push(error.name().into());
                             return;
                         }
                     };
@@ -202,7 +205,7 @@ where
         tasks,
         dialled,
         refused,
-        failed,
+        failures,
     }
 }
 

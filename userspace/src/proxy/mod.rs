@@ -11,6 +11,8 @@ mod plaintext;
 mod pod;
 mod relay;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use connections::{Closed, Connections, Open};

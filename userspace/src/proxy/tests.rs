@@ -1,1 +1,461 @@
-//! tests
+//! Whole connections between two pods: application, proxy, wire, proxy, application.
+
+use super::{testing::*, *};
+use crate::{
+    hbone::testing::{eventually, within},
+    mesh::policy::{Authorization, PeerAuth},
+    shutdown::Drained,
+};
+use std::{future::Future, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+async fn read_to_end(socket: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    within("the end", socket.read_to_end(&mut all)).await?;
+    Ok(all)
+}
+
+async fn expect(socket: &mut TcpStream, text: &[u8]) {
+    let mut got = vec![0; text.len()];
+    within("bytes", socket.read_exact(&mut got)).await.unwrap();
+    assert_eq!(got, text);
+}
+
+/// Every read gives an error or the end; which of the two says how the connection was ended.
+async fn ending(socket: &mut TcpStream) -> Result<(), ErrorKind> {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match within("the end", socket.read(&mut buffer)).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error.kind()),
+        }
+    }
+}
+
+fn reset(socket: TcpStream) {
+    socket2::SockRef::from(&socket)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_goes_through_the_mesh_and_both_sides_know_whose_it_is() {
+    let Some(nodes) = two_nodes("through the mesh").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    assert_eq!(client.peer_addr().unwrap(), "10.9.0.2:7001".parse().unwrap());
+    client.write_all(b"ping").await.unwrap();
+    expect(&mut server, b"ping").await;
+    server.write_all(b"pong!").await.unwrap();
+    expect(&mut client, b"pong!").await;
+    let source = nodes.client_side.connections.list().remove(0);
+    let destination = nodes.server_side.connections.list().remove(0);
+    for open in [&source, &destination] {
+        assert_eq!(
+            open.facts.source_principal.as_ref().unwrap().service_account(),
+            "client"
+        );
+        assert_eq!(
+            open.facts.destination_principal.as_ref().unwrap().service_account(),
+            "server"
+        );
+        assert_eq!(open.hbone_target, Some("10.9.0.2:7001".parse().unwrap()));
+        eventually("bytes are counted while the connection is open", || {
+            (open.metrics.received_bytes(), open.metrics.sent_bytes()) == (4, 5)
+        })
+        .await;
+    }
+    assert_eq!(
+        destination.source,
+        client.local_addr().unwrap(),
+        "forwarded tells the client's own port"
+    );
+    drop((client, server, source, destination));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn the_client_may_say_all_first_and_still_be_answered() {
+    let Some(nodes) = two_nodes("half-close of the client").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    client.write_all(b"request").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut server).await.unwrap(), b"request");
+    server.write_all(b"answer").await.unwrap();
+    drop(server);
+    assert_eq!(read_to_end(&mut client).await.unwrap(), b"answer");
+    drop(client);
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn the_server_may_speak_first_and_finish_first() {
+    let Some(nodes) = two_nodes("half-close of the server").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    server.write_all(b"220 ready").await.unwrap();
+    server.shutdown().await.unwrap();
+    assert_eq!(read_to_end(&mut client).await.unwrap(), b"220 ready");
+    client.write_all(b"goodbye").await.unwrap();
+    drop(client);
+    assert_eq!(read_to_end(&mut server).await.unwrap(), b"goodbye");
+    drop(server);
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_reset_of_either_application_resets_the_other() {
+    let Some(nodes) = two_nodes("resets").await else { return };
+    let listener = nodes.listen(7001);
+    for client_resets in [true, false] {
+        let (mut client, mut server) = nodes.connection(&listener).await;
+        client.write_all(b"x").await.unwrap();
+        expect(&mut server, b"x").await;
+        let (resetting, mut other) = if client_resets {
+            (client, server)
+        } else {
+            (server, client)
+        };
+        reset(resetting);
+        assert_eq!(
+            ending(&mut other).await,
+            Err(ErrorKind::ConnectionReset),
+            "client resets: {client_resets}"
+        );
+    }
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_a_reset_at_once() {
+    let Some(nodes) = two_nodes("closed port").await else {
+        return;
+    };
+    let mut client = nodes.dial(7002).await.unwrap();
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn many_megabytes_arrive_as_they_were_sent() {
+    let Some(nodes) = two_nodes("bulk").await else { return };
+    let listener = nodes.listen(7001);
+    let (client, server) = nodes.connection(&listener).await;
+    const BYTES: usize = 24 << 20;
+    let content: Arc<Vec<u8>> = Arc::new((0..BYTES).map(|i| (i % 251) as u8).collect());
+    let both = [client, server].map(|socket| {
+        let content = Arc::clone(&content);
+        tokio::spawn(async move {
+            let (mut read, mut write) = socket.into_split();
+            let sending = Arc::clone(&content);
+            let sent = tokio::spawn(async move {
+                // Pieces of odd sizes, none of them that of a buffer.
+                for piece in sending.chunks(77_777) {
+                    write.write_all(piece).await.unwrap();
+                }
+                write.shutdown().await.unwrap();
+                write
+            });
+            let mut got = Vec::with_capacity(BYTES);
+            read.read_to_end(&mut got).await.unwrap();
+            assert!(got == *content, "the bytes differ");
+            sent.await.unwrap();
+        })
+    });
+    for end in both {
+        within("both directions", end).await.unwrap();
+    }
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_denied_client_is_reset_and_the_application_never_sees_it() {
+    let Some(nodes) = two_nodes("denied").await else { return };
+    let listener = nodes.listen(7001);
+    nodes.policy(Authorization::unreadable("shop".into(), "nobody".into()));
+    let mut client = nodes.dial(7001).await.unwrap();
+    let _ = client.write_all(b"secret").await;
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    nodes.nothing_is_open().await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), listener.accept())
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn a_change_of_policy_closes_what_is_no_longer_allowed() {
+    let Some(nodes) = two_nodes("policy change").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    client.write_all(b"x").await.unwrap();
+    expect(&mut server, b"x").await;
+    let open = nodes.server_side.connections.list().remove(0);
+    // Policies of other namespaces change nothing.
+    nodes.policy(Authorization::unreadable("elsewhere".into(), "nobody".into()));
+    client.write_all(b"y").await.unwrap();
+    expect(&mut server, b"y").await;
+    assert_eq!(open.closed(), None);
+    nodes.policy(Authorization::unreadable("shop".into(), "nobody".into()));
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    assert_eq!(ending(&mut server).await, Err(ErrorKind::ConnectionReset));
+    assert_eq!(open.closed(), Some(Closed::PolicyChange));
+    assert_eq!(
+        Closed::PolicyChange.to_string(),
+        "connection closed due to policy change"
+    );
+    drop((client, server));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn plaintext_is_let_in_until_it_is_strict() {
+    let Some(nodes) = two_nodes("plaintext").await else {
+        return;
+    };
+    let listener = nodes.listen_for_plaintext();
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    client.write_all(b"ping").await.unwrap();
+    expect(&mut server, b"ping").await;
+    server.write_all(b"pong").await.unwrap();
+    expect(&mut client, b"pong").await;
+    let open = nodes.server_side.connections.list().remove(0);
+    assert_eq!((open.facts.source_principal.as_ref(), open.hbone_target), (None, None));
+    nodes.peer_auth(PeerAuth::unreadable("shop".into(), "strict".into()));
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    assert_eq!(ending(&mut server).await, Err(ErrorKind::ConnectionReset));
+    assert_eq!(open.closed(), Some(Closed::PolicyChange));
+    let mut refused = nodes.dial(PLAINTEXT_PORT).await.unwrap();
+    assert_eq!(ending(&mut refused).await, Err(ErrorKind::ConnectionReset));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_connection_to_the_daemons_own_listener_is_reset() {
+    let Some(nodes) = two_nodes("own listener").await else {
+        return;
+    };
+    let mut client = nodes.dial_own_listener().await;
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_harm_no_other_connection_of_the_pair() {
+    let Some(nodes) = two_nodes("stalled readers").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let mut stalled = Vec::new();
+    for _ in 0..40 {
+        let (client, mut server) = nodes.connection(&listener).await;
+        let sending = tokio::spawn(async move {
+            let chunk = vec![0; 1 << 20];
+            for _ in 0..64 {
+                if server.write_all(&chunk).await.is_err() {
+                    break;
+                }
+            }
+        });
+        stalled.push((client, sending));
+    }
+    let (mut client, mut server) = nodes.connection(&listener).await;
+    for _ in 0..100 {
+        client.write_all(&[1; 1024]).await.unwrap();
+        expect(&mut server, &[1; 1024]).await;
+        server.write_all(&[2; 100 << 10]).await.unwrap();
+        expect(&mut client, &[2; 100 << 10]).await;
+    }
+    // What was held up goes on where it stopped.
+    let (mut reader, sending) = stalled.swap_remove(7);
+    let mut left = vec![0; 64 << 20];
+    within("the rest", reader.read_exact(&mut left)).await.unwrap();
+    within("the sender", sending).await.unwrap();
+}
+
+#[tokio::test]
+async fn thousands_of_tiny_writes_to_a_reader_that_waits_arrive_and_harm_nobody() {
+    let Some(nodes) = two_nodes("tiny writes").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut other, mut other_server) = nodes.connection(&listener).await;
+    let (mut client, server) = nodes.connection(&listener).await;
+    // A small receive buffer makes a reader slow soon.
+    socket2::SockRef::from(&client).set_recv_buffer_size(4096).unwrap();
+    const WRITES: usize = 30_000;
+    let writing = tokio::spawn(async move {
+        server.set_nodelay(true).unwrap();
+        let mut server = server;
+        for i in 0..WRITES {
+            server.write_all(&(i as u32).to_be_bytes()).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        server.shutdown().await.unwrap();
+        server
+    });
+    for _ in 0..50 {
+        other.write_all(b"hello").await.unwrap();
+        expect(&mut other_server, b"hello").await;
+    }
+    let all = read_to_end(&mut client).await.unwrap();
+    within("the writer", writing).await.unwrap();
+    let numbers: Vec<u32> = all
+        .chunks(4)
+        .map(|n| u32::from_be_bytes(n.try_into().unwrap()))
+        .collect();
+    assert!(numbers.iter().copied().eq(0..WRITES as u32));
+    other.write_all(b"hello").await.unwrap();
+    expect(&mut other_server, b"hello").await;
+}
+
+#[tokio::test]
+async fn a_hundred_connections_at_once_all_arrive() {
+    let Some(nodes) = two_nodes("hundred at once").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let echo = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let (mut read, mut write) = socket.split();
+                tokio::io::copy(&mut read, &mut write).await
+            });
+        }
+    });
+    let clients = (0..100).map(|i: u32| {
+        let nodes = &nodes;
+        async move {
+            let mut client = nodes.dial(7001).await.unwrap();
+            client.write_all(&i.to_be_bytes()).await.unwrap();
+            expect(&mut client, &i.to_be_bytes()).await;
+        }
+    });
+    futures::future::join_all(clients).await;
+    nodes.nothing_is_open().await;
+    echo.abort();
+}
+
+#[tokio::test]
+async fn a_drain_lets_connections_end_and_the_deadline_ends_the_rest() {
+    let Some(nodes) = two_nodes("drain").await else { return };
+    let listener = nodes.listen(7001);
+    let (mut one, mut one_server) = nodes.connection(&listener).await;
+    let (mut two, two_server) = nodes.connection(&listener).await;
+    let tasks = nodes.server_tasks.clone();
+    let draining = tokio::spawn(async move { tasks.drain(Duration::from_secs(2)).await });
+    eventually("the drain began", || nodes.server_tasks.is_draining()).await;
+    one.write_all(b"still here").await.unwrap();
+    expect(&mut one_server, b"still here").await;
+    drop((one, one_server));
+    let Drained::Cut { .. } = within("the cut", draining).await.unwrap() else {
+        panic!("the second was left open")
+    };
+    assert_eq!(ending(&mut two).await, Err(ErrorKind::ConnectionReset));
+    drop(two_server);
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_released_pod_ends_its_connections_after_the_deadline() {
+    let Some(mut nodes) = two_nodes("release").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let (mut client, server) = nodes.connection(&listener).await;
+    let open = nodes.client_side.connections.list().remove(0);
+    let handle = nodes.handles.remove(0);
+    within("the release", handle.release(Duration::from_millis(50))).await;
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    assert_eq!(open.closed(), Some(Closed::Released));
+    drop((client, server));
+    nodes.nothing_is_open().await;
+}
+
+#[tokio::test]
+async fn a_pod_has_no_more_connections_than_its_settings_say() {
+    let settings = ProxySettings {
+        connections_per_pod: 2,
+        ..ProxySettings::default()
+    };
+    let Some(nodes) = two_nodes_with("limit", settings).await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let first = nodes.connection(&listener).await;
+    let second = nodes.connection(&listener).await;
+    let mut third = nodes.dial(7001).await.unwrap();
+    assert_eq!(ending(&mut third).await, Err(ErrorKind::ConnectionReset));
+    drop((first, second));
+    nodes.nothing_is_open().await;
+    nodes.connection(&listener).await;
+}
+
+#[tokio::test]
+async fn an_unknown_address_of_the_cluster_waits_for_a_snapshot_that_knows_it() {
+    let Some(nodes) = two_nodes("unknown").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    let known = Arc::clone(&nodes.snapshot.borrow());
+    let address: std::net::IpAddr = SERVER.parse().unwrap();
+    nodes.publish(|mesh| {
+        mesh.ranges = vec!["10.9.0.0/24".parse().unwrap()];
+        mesh.by_address.remove(&address);
+    });
+    let client = nodes.dial(7001).await.unwrap();
+    let (client, _server) = tokio::join!(
+        async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            nodes.publish(|mesh| *mesh = (*known).clone());
+            client
+        },
+        async { within("a connection", listener.accept()).await.unwrap() }
+    );
+    assert_eq!(
+        nodes.client_side.connections.list()[0].facts.security,
+        crate::telemetry::SecurityPolicy::MutualTls
+    );
+    drop(client);
+    nodes.publish(|mesh| {
+        mesh.ranges = vec!["10.9.0.0/24".parse().unwrap()];
+        mesh.by_address.remove(&address);
+    });
+    let mut client = nodes.dial(7001).await.unwrap();
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_connections_task_is_small() {
+    // What every open connection costs, besides its socket and its stream.
+    assert!(
+        size_of::<relay::TunnelRelay>() <= 512,
+        "{}",
+        size_of::<relay::TunnelRelay>()
+    );
+    assert!(
+        size_of::<relay::SocketRelay>() <= 320,
+        "{}",
+        size_of::<relay::SocketRelay>()
+    );
+    fn size<F: Future>(_: impl FnOnce(Arc<pod::Pod>, TcpStream, SocketAddr) -> F) -> usize {
+        size_of::<F>()
+    }
+    assert!(size(outbound::serve) <= 3 << 10, "{}", size(outbound::serve));
+    assert!(size(plaintext::serve) <= 3 << 10, "{}", size(plaintext::serve));
+}
