@@ -158,7 +158,7 @@ pub struct KernelArgs {
     /// cgroup v2 directory whose processes are watched [default: the root of the hierarchy]
     #[arg(long, env = "WARREN_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// cgroup v2 directory of the pods [default: looked for below the root of the hierarchy]
+    /// cgroup v2 directory of the pods [default: looked for below --cgroup]
     #[arg(long, env = "WARREN_KUBEPODS", value_name = "DIR")]
     pub kubepods: Option<PathBuf>,
     /// How the guard is attached to a pod's interfaces

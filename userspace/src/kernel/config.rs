@@ -9,7 +9,7 @@ pub struct KernelConfig {
     /// The cgroup v2 folder whose processes are watched: every pod's, and the daemon's own, whose end is noticed by its
     /// listeners' closing. `None`: the root of the hierarchy, from `/proc/mounts`.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup folder of the pods. `None`: looked for below the root of the hierarchy.
+    /// The cgroup folder of the pods. `None`: looked for below the watched folder.
     pub kubepods: Option<PathBuf>,
     pub sizes: Sizes,
     pub tcx: Tcx,

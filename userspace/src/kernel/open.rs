@@ -36,7 +36,8 @@ pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
     let cgroup = Cgroup::open(&root)?;
     let kubepods_path = match &config.kubepods {
         Some(path) => Some(path.clone()),
-        None => cgroup::root().ok().and_then(|root| cgroup::find_kubepods(&root)),
+        // What is not below the watched folder is not seen, so it cannot be mistaken for the node's own either.
+        None => cgroup::find_kubepods(&root),
     };
     let kubepods = kubepods_path
         .as_deref()
