@@ -82,7 +82,10 @@ fn an_open_steered_connection_whose_rule_is_flushed_is_stopped_at_the_guard() ->
         let to = SocketAddr::new(world.pod("server").ip(ipv6), PORT);
         client.must_connect("open", to, DEADLINE)?;
         client.must_echo("open", "as it should be", DEADLINE)?;
-        let dropped = || mesh.daemon(Node::A).metric("warren_kernel_decisions_total", &["drop-marked-packet-leaving"]);
+        let dropped = || {
+            mesh.daemon(Node::A)
+                .metric("warren_kernel_decisions_total", &["drop-marked-packet-leaving"])
+        };
         let before = dropped()?;
         world.pod("client").namespace.run(|| {
             let family = if ipv6 { "-6" } else { "-4" };

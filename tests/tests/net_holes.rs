@@ -108,10 +108,7 @@ fn a_client_that_reuses_its_port_after_the_other_end_closed_first_connects_at_on
 fn with_syn_cookies_no_connection_reaches_the_application_past_policy() -> Result<()> {
     let world = world("wt-cookies")?;
     let mut mesh = Mesh::start(&world)?;
-    world
-        .pod("server")
-        .namespace
-        .sysctls(&[("ipv4/tcp_syncookies", "2")])?;
+    world.pod("server").namespace.sysctls(&[("ipv4/tcp_syncookies", "2")])?;
     let mut server = Agent::start(world.pod("server"))?;
     server.must_listen("greet", any(PORT), Serve::Greet)?;
     let mut client = Agent::start(world.pod("client"))?;

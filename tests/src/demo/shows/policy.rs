@@ -9,9 +9,8 @@ use crate::demo::report::Report;
 use crate::demo::stage::{ECHO, Stage, marker};
 use crate::load::talk::{Conversation, End};
 use crate::topology::Node;
-use crate::wait::{DEADLINE, wait_until, wait_until_ok};
+use crate::wait::{DEADLINE, wait_until_ok};
 
-const LINE: &[u8] = b"hello\n";
 const DENY: &str = "deny-client.yaml";
 const STRICT: &str = "strict.yaml";
 const POLICY_CHANGE: &str = "connection closed due to policy change";
@@ -105,12 +104,7 @@ pub fn permissive_and_strict(stage: &Stage, report: &mut Report) {
 /// A connection from the pod to the echo server, over which a line has gone and come back.
 fn talk(stage: &Stage, pod: &str) -> Result<Conversation> {
     let mut conversation = Conversation::open(stage.world.pod(pod), stage.vip(ECHO), DEADLINE)?;
-    conversation.send(LINE)?;
-    // One that is denied is closed: no need to wait for an echo until the deadline.
-    wait_until("the line comes back, or the connection ends", DEADLINE, || {
-        (conversation.received() == LINE || !conversation.is_open()).then_some(())
-    })?;
-    ensure!(conversation.received() == LINE, "the connection was closed");
+    conversation.echo(b"hello\n", DEADLINE)?;
     Ok(conversation)
 }
 
