@@ -160,7 +160,7 @@ mod programs {
     fn on_accepted(ops: Ops) {
         // A child inherits its listener's callbacks; only the listener needs them.
         let callbacks = ops.callbacks();
-        if callbacks & STATE_CALLBACK != 0 && is_daemons(ops) {
+        if callbacks & STATE_CALLBACK != 0 && (is_daemons(ops) || is_steered(ops)) {
             ops.set_callbacks(callbacks & !STATE_CALLBACK);
             return;
         }
@@ -191,6 +191,12 @@ mod programs {
     #[inline(always)]
     fn is_daemons(ops: Ops) -> bool {
         ops.socket().is_some_and(|socket| socket.mark() == marks::DAEMON)
+    }
+
+    /// What the outbound listener accepted.
+    #[inline(always)]
+    fn is_steered(ops: Ops) -> bool {
+        ops.socket().is_some_and(|socket| socket.mark() == marks::STEER)
     }
 
     #[cgroup_sock_addr(connect4)]

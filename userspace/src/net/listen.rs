@@ -165,6 +165,12 @@ fn open_one(role: Role, address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    if role == Role::Outbound {
+        // Accepted sockets carry it, so their packets do: what the kernel answers for a client's socket that is gone (the
+        // ACK out of TIME_WAIT, a RST) takes the mark of the packet it answers, and must come back to us over `lo`. With
+        // the daemon's mark it would leave the pod in the clear, and our socket would wait for it in vain.
+        socket.set_mark(marks::STEER)?;
+    }
     Ok(socket.into())
 }
 
@@ -207,7 +213,12 @@ mod tests {
             assert_eq!(addresses, [format!("127.0.0.1:{port}"), format!("[::1]:{port}")]);
             for socket in listeners.of(role) {
                 let socket = socket2::SockRef::from(socket);
-                assert_eq!(socket.mark().unwrap(), marks::DAEMON);
+                let mark = if role == Role::Outbound {
+                    marks::STEER
+                } else {
+                    marks::DAEMON
+                };
+                assert_eq!(socket.mark().unwrap(), mark);
                 assert!(socket.nonblocking().unwrap());
             }
         }
@@ -257,7 +268,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         assert!(accepted.nodelay().unwrap());
         let accepted = socket2::SockRef::from(&accepted);
-        assert_eq!(accepted.mark().unwrap(), marks::DAEMON);
+        assert_eq!(accepted.mark().unwrap(), marks::STEER);
         assert!(accepted.reuse_address().unwrap());
         assert!(accepted.tcp_congestion().unwrap().starts_with(b"cubic"));
     }
