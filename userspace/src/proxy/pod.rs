@@ -72,7 +72,7 @@ pub(super) struct Pod {
 /// Owns a pod's listeners. Dropped, it stops accepting; connections that are open go on until they end by themselves or
 /// the process does.
 #[must_use = "dropping it stops accepting"]
-pub struct PodHandle(Arc<Pod>);
+pub struct PodHandle(pub(super) Arc<Pod>);
 
 impl fmt::Debug for PodHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

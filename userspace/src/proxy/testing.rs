@@ -30,7 +30,7 @@ pub(super) const CLIENT: &str = "10.9.0.1";
 pub(super) const SERVER: &str = "10.9.0.2";
 /// What the server's applications may listen on: dialled from the client's pod these ports are steered.
 pub(super) const PORTS: [u16; 2] = [7001, 7002];
-/// Dialled from outside, it arrives as plaintext; the application's listener sees `lo` alone.
+/// Not steered: what is dialled here arrives as plaintext.
 pub(super) const PLAINTEXT_PORT: u16 = 7003;
 
 pub(super) struct TwoNodes {
@@ -39,7 +39,6 @@ pub(super) struct TwoNodes {
     pub(super) snapshot: watch::Sender<Arc<MeshSnapshot>>,
     pub(super) client_side: Arc<ProxyContext>,
     pub(super) server_side: Arc<ProxyContext>,
-    pub(super) client_tasks: Shutdown,
     pub(super) server_tasks: Shutdown,
     pub(super) handles: Vec<PodHandle>,
 }
@@ -64,7 +63,7 @@ pub(super) async fn two_nodes_with(test: &str, settings: ProxySettings) -> Optio
         ip(pod, "link set lo up");
         ip(pod, "link set eth0 up");
         ip(pod, &format!("addr add {address}/24 dev eth0"));
-        ip(pod, "route add local default dev lo table 100");
+        ip(pod, &format!("route add local default dev lo src {address} table 100"));
         ip(pod, "rule add pref 2 fwmark 0x112 lookup 100");
         pod.run(|| {
             std::fs::write("/proc/sys/net/ipv4/tcp_fwmark_accept", "1").unwrap();
@@ -123,11 +122,7 @@ pub(super) async fn two_nodes_with(test: &str, settings: ProxySettings) -> Optio
         .map(|port| transparent(&client, SocketAddr::new(SERVER.parse().unwrap(), port)))
         .into();
     let hbone = vec![transparent(&server, SocketAddr::new(SERVER.parse().unwrap(), 15008))];
-    let plaintext = SocketAddr::new(SERVER.parse().unwrap(), PLAINTEXT_PORT);
-    let plaintext = vec![
-        transparent_on(&server, plaintext, Some("eth0")),
-        transparent(&server, "127.0.0.1:15006".parse().unwrap()),
-    ];
+    let plaintext = vec![transparent(&server, "127.0.0.1:15006".parse().unwrap())];
     let handles = vec![
         spawn_pod(
             &client_side,
@@ -156,7 +151,7 @@ pub(super) async fn two_nodes_with(test: &str, settings: ProxySettings) -> Optio
         snapshot,
         client_side,
         server_side,
-        client_tasks,
+
         server_tasks,
         handles,
     })
@@ -191,16 +186,12 @@ pub(super) fn workload(name: &str, address: &str) -> Workload {
 }
 
 fn transparent(namespace: &Namespace, address: SocketAddr) -> std::net::TcpListener {
-    transparent_on(namespace, address, None)
-}
-
-fn transparent_on(namespace: &Namespace, address: SocketAddr, device: Option<&str>) -> std::net::TcpListener {
     let listen = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None)?;
         socket.set_mark(crate::net::marks::DAEMON)?;
         socket.set_ip_transparent_v4(true)?;
         socket.set_tcp_nodelay(true)?;
-        socket.bind_device(device.map(str::as_bytes))?;
+        socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(128)?;
         Ok::<_, std::io::Error>(socket.into())
@@ -244,10 +235,19 @@ impl TwoNodes {
         (client, server)
     }
 
-    /// An application of the server's pod that plaintext is delivered to.
-    pub(super) fn listen_for_plaintext(&self) -> TcpListener {
-        let address = SocketAddr::new(SERVER.parse().unwrap(), PLAINTEXT_PORT);
-        TcpListener::from_std(transparent_on(&self.server, address, Some("lo"))).unwrap()
+    /// Somebody outside the mesh has dialled the server's pod, and steering has handed it to the daemon: accepted with the
+    /// pod's own address and port, by a listener that is not the application's.
+    pub(super) async fn dial_plaintext(&self) -> TcpStream {
+        let listener = transparent(&self.server, SocketAddr::new(SERVER.parse().unwrap(), PLAINTEXT_PORT));
+        let listener = TcpListener::from_std(listener).unwrap();
+        let (client, accepted) = tokio::join!(self.dial(PLAINTEXT_PORT), listener.accept());
+        let (socket, from) = accepted.unwrap();
+        let pod = Arc::clone(&self.handles[1].0);
+        // Makes room for the application's own listener.
+        drop(listener);
+        self.server_tasks
+            .spawn("plaintext", async move { plaintext::serve(pod, socket, from).await });
+        client.unwrap()
     }
 
     /// From the server's own pod to one of the daemon's listeners.

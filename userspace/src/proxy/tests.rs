@@ -227,8 +227,10 @@ async fn plaintext_is_let_in_until_it_is_strict() {
     let Some(nodes) = two_nodes("plaintext").await else {
         return;
     };
-    let listener = nodes.listen_for_plaintext();
-    let (mut client, mut server) = nodes.connection(&listener).await;
+    let mut client = nodes.dial_plaintext().await;
+    let listener = nodes.listen(PLAINTEXT_PORT);
+    let (mut server, from) = within("a connection", listener.accept()).await.unwrap();
+    assert_eq!(from.ip(), CLIENT.parse::<std::net::IpAddr>().unwrap());
     client.write_all(b"ping").await.unwrap();
     expect(&mut server, b"ping").await;
     server.write_all(b"pong").await.unwrap();
@@ -239,7 +241,8 @@ async fn plaintext_is_let_in_until_it_is_strict() {
     assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
     assert_eq!(ending(&mut server).await, Err(ErrorKind::ConnectionReset));
     assert_eq!(open.closed(), Some(Closed::PolicyChange));
-    let mut refused = nodes.dial(PLAINTEXT_PORT).await.unwrap();
+    drop((client, server, listener));
+    let mut refused = nodes.dial_plaintext().await;
     assert_eq!(ending(&mut refused).await, Err(ErrorKind::ConnectionReset));
     nodes.nothing_is_open().await;
 }
