@@ -42,8 +42,14 @@ fn pods_talk_by_address_by_service_and_to_themselves_and_servers_see_who_calls()
             false => SocketAddr::new(world.service(name).v4().into(), 80),
         };
         for (what, to) in [
-            ("a pod of the other node", SocketAddr::new(world.pod("server").ip(ipv6), PORT)),
-            ("a pod of the same node", SocketAddr::new(world.pod("neighbour").ip(ipv6), PORT)),
+            (
+                "a pod of the other node",
+                SocketAddr::new(world.pod("server").ip(ipv6), PORT),
+            ),
+            (
+                "a pod of the same node",
+                SocketAddr::new(world.pod("neighbour").ip(ipv6), PORT),
+            ),
             ("a service", vip("server")),
             ("its own service", vip("client")),
             ("itself", SocketAddr::new(own, PORT)),
@@ -109,7 +115,10 @@ fn a_reset_of_either_side_arrives_as_a_reset_at_the_other() -> Result<()> {
     })?;
     drop(slow);
     let (_, end) = client.read_to_end("second", DEADLINE)?;
-    ensure!(end.errno() == Some("ECONNRESET"), "unread bytes were thrown away: {end:?}");
+    ensure!(
+        end.errno() == Some("ECONNRESET"),
+        "unread bytes were thrown away: {end:?}"
+    );
     Ok(())
 }
 
@@ -134,8 +143,10 @@ fn a_connection_from_before_the_capture_survives_it_and_new_ones_are_in_the_mesh
         let to = SocketAddr::new(world.pod("server").ip(ipv6), PORT);
         wait_until_ok("new connections are in the mesh", DEADLINE, || {
             let opened = || {
-                mesh.daemon(Node::B)
-                    .metric("istio_tcp_connections_opened_total", &["mutual_tls", "reporter=\"destination\""])
+                mesh.daemon(Node::B).metric(
+                    "istio_tcp_connections_opened_total",
+                    &["mutual_tls", "reporter=\"destination\""],
+                )
             };
             let before = opened()?;
             client.must_connect("new", to, DEADLINE)?;
