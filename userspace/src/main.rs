@@ -2,7 +2,8 @@
 
 use anyhow::Context;
 use clap::Parser;
-use std::{future::Future, process::ExitCode, time::Duration};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::{future::Future, process::ExitCode, thread, time::Duration};
 use tokio::runtime;
 use warren::{
     app, cli,
@@ -57,9 +58,17 @@ fn role<F: Future<Output = anyhow::Result<()>>>(
         domain: mesh.cluster_domain.as_str().into(),
     };
     logging::start(run.log_format, &run.log_filter(), place)?;
-    let mut builder = runtime::Builder::new_multi_thread();
-    if let Some(workers) = run.workers {
-        builder.worker_threads(workers.into());
+    raise_descriptor_limit();
+    let workers = run
+        .workers
+        .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+    // With one worker, the thread that waits for events is the one that handles them: nothing is handed over.
+    let mut builder = match workers {
+        1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    if workers > 1 {
+        builder.worker_threads(workers);
     }
     let runtime = builder
         .thread_name("worker")
@@ -74,6 +83,16 @@ fn role<F: Future<Output = anyhow::Result<()>>>(
     }
     logging::flush(LOG_FLUSH);
     result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Every connection takes two descriptors, and the usual soft limit is 1,024: the hard limit is what the node allows.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit of open descriptors stays as it is"),
+    }
 }
 
 fn user(command: cli::Command) -> anyhow::Result<ExitCode> {
