@@ -55,11 +55,11 @@ fn pods_talk_by_address_by_service_and_to_themselves_and_servers_see_who_calls()
             ("itself", SocketAddr::new(own, PORT)),
         ] {
             let outcome = client.connect("call", to, DEADLINE)?;
-            match outcome {
-                // The address that was dialled stays the peer, whoever answers.
-                Outcome::Connected { peer, .. } => ensure!(peer == to, "{what}: the peer of {to} is {peer}"),
-                other => anyhow::bail!("{what}, {to}: {other:?}"),
-            }
+            // The address that was dialled stays the peer, whoever answers.
+            let Outcome::Connected { peer, .. } = outcome else {
+                anyhow::bail!("{what}, {to}: {outcome:?}")
+            };
+            ensure!(peer == to, "{what}: the peer of {to} is {peer}");
             // The server speaks first.
             let said = client.receive("call", DEADLINE)?;
             let hello = format!("hello {}", SocketAddr::new(own, 0));

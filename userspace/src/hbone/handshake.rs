@@ -71,10 +71,12 @@ impl HandshakeError {
             return Self::Peer(rejected);
         }
         if let rustls::Error::AlertReceived(alert) = error {
-            return match alert {
-                AlertDescription::NoApplicationProtocol => Self::Alpn,
-                AlertDescription::ProtocolVersion => Self::TlsVersion,
-                other => Self::Alert(other),
+            return if alert == AlertDescription::NoApplicationProtocol {
+                Self::Alpn
+            } else if alert == AlertDescription::ProtocolVersion {
+                Self::TlsVersion
+            } else {
+                Self::Alert(alert)
             };
         }
         if let rustls::Error::InvalidMessage(reason) = &error
