@@ -1,6 +1,7 @@
 //! A node and two pods as network namespaces, steered by the real kernel programs, for the tests of `kernel`. Each world
 //! has namespaces and a pin directory of its own; all worlds of a test process share one cgroup.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::{
