@@ -246,12 +246,18 @@ impl Peer {
             .filter(room)
             .filter(|c| !c.meter.is_bulk())
             .min_by_key(load);
-        let full = self.connections.len() >= settings.connections_per_peer;
-        match quiet {
-            Some(c) if full || load(&c) < settings.tunnels_before_spreading => Choice::Take(c),
-            Some(c) if self.connections.len() >= settings.spread => Choice::Take(c),
-            Some(_) | None if !full => Choice::Dial,
-            Some(_) | None => match self.connections.iter().min_by_key(load) {
+        let roomy = self.connections.iter().filter(room).min_by_key(load);
+        let count = self.connections.len();
+        let full = count >= settings.connections_per_peer;
+        match (quiet, roomy) {
+            (Some(c), _) if full || count >= settings.spread || load(&c) < settings.tunnels_before_spreading => {
+                Choice::Take(c)
+            }
+            (Some(_), _) => Choice::Dial,
+            // Beside bulk a tunnel does well; without room it does not open at all.
+            (None, Some(c)) if full || count >= settings.connections_beside_bulk => Choice::Take(c),
+            (None, _) if !full => Choice::Dial,
+            (None, _) => match self.connections.iter().min_by_key(load) {
                 Some(c) => Choice::Take(c),
                 None => Choice::Dial,
             },

@@ -21,6 +21,8 @@ pub struct HboneSettings {
     pub tunnels_per_connection: usize,
     /// Connections that one pod keeps to one peer. Beyond it tunnels share the least loaded one.
     pub connections_per_peer: usize,
+    /// As many connections are dialled to keep new tunnels away from bulk; beyond it they share its connections.
+    pub connections_beside_bulk: usize,
     /// A connection with this many tunnels gets a sibling while there are fewer than `spread`.
     pub tunnels_before_spreading: usize,
     /// Over how many connections the tunnels to one peer are spread, so that they use several CPUs.
@@ -54,7 +56,8 @@ impl Default for HboneSettings {
             ping_timeout: Duration::from_secs(20),
             idle: Duration::from_secs(300),
             tunnels_per_connection: 100,
-            connections_per_peer: 32,
+            connections_per_peer: 512,
+            connections_beside_bulk: 32,
             tunnels_before_spreading: 8,
             spread: std::thread::available_parallelism().map_or(1, usize::from).clamp(1, 4),
             max_concurrent_streams: 200,
