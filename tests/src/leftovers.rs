@@ -32,6 +32,9 @@ pub struct Leftovers {
     pub cgroup: PathBuf,
     /// A bpffs of the world's own: unmounting it takes every pin in it.
     pub pins: PathBuf,
+    /// The world's manifests and logs.
+    #[serde(default)]
+    pub directory: PathBuf,
     pub namespaces: Vec<String>,
 }
 
@@ -42,7 +45,12 @@ impl Leftovers {
         // Pins first: an attached program would keep its namespace's sockets and counters busy.
         outcome = outcome.and(unmount(&self.pins));
         let names: Vec<&str> = self.namespaces.iter().map(String::as_str).collect();
-        outcome.and(netns::delete(&names))
+        outcome = outcome.and(netns::delete(&names));
+        if outcome.is_ok() && std::env::var_os("WARREN_KEEP_LOGS").is_none() {
+            // Logs of a world that is gone help nobody; losing them is no failure either.
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+        outcome
     }
 }
 
@@ -76,6 +84,8 @@ impl Ledger {
     }
 
     pub fn clear(&self) -> Result<()> {
+        // Not beside Ctrl-C's thread: the second to delete a namespace would call that an error.
+        let _guard = changing();
         self.forget();
         clear_file(&self.path)
     }

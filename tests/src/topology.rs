@@ -157,6 +157,7 @@ impl WorldBuilder {
             leftovers: Leftovers {
                 cgroup,
                 pins,
+                directory: directory.clone(),
                 namespaces: Vec::new(),
             },
             prefix: self.prefix,
@@ -328,6 +329,7 @@ impl World {
         let pod = self.pods.remove(index);
         self.delete_manifest(&manifests::pod_file(&pod.spec))?;
         manifests::write_cluster(self)?;
+        let _guard = leftovers::changing();
         cgroup::kill_and_remove(&pod.cgroup)?;
         netns::delete(&[pod.namespace.name()])
     }
@@ -346,9 +348,6 @@ impl Drop for World {
         }
         if let Err(error) = self.ledger.clear() {
             eprintln!("the world `{}` is not cleared: {error:#}", self.prefix);
-        } else if std::env::var_os("WARREN_KEEP_LOGS").is_none() {
-            // Logs of a world that is gone help nobody; losing them is no failure either.
-            let _ = fs::remove_dir_all(&self.directory);
         }
     }
 }
