@@ -86,7 +86,7 @@ fn without_debug_sections(object: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Rust types for the CA's gRPC call, without protoc.
-fn certificate_service() -> Result<(), Box<dyn std::error::Error>> {
+fn certificate_service() -> Result<(), Box<dyn Error>> {
     const PROTO: &str = "proto/istio_ca.proto";
     println!("cargo:rerun-if-changed={PROTO}");
     let descriptors = protox::compile([PROTO], ["proto"])?;

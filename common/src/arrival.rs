@@ -10,11 +10,14 @@ pub const HBONE_PORT: u16 = 15008;
 pub trait ArrivalFacts {
     fn destination(&self) -> Address;
     fn destination_port(&self) -> u16;
-    /// True if it came in on the pod's own `lo`.
+    /// True if it was routed to the pod's own `lo`. What the pod sends to its own address is not: that counts as having
+    /// come in on the interface which has the address.
     fn is_on_loopback_device(&self) -> bool;
     fn settings(&self) -> PodSettings;
     /// True if the destination is an address of the pod itself.
-    fn is_own_address(&self) -> bool;
+    fn is_to_own_address(&self) -> bool;
+    /// True if the source is an address of the pod itself.
+    fn is_from_own_address(&self) -> bool;
     /// True if the daemon's listener of that role is open, for the destination's family.
     fn is_listening(&self, role: Role) -> bool;
     /// True if a process of the node connected with exactly this source and destination, a moment ago.
@@ -59,7 +62,8 @@ pub fn arrive(facts: &impl ArrivalFacts) -> Arrival {
         if destination.is_loopback() {
             return Arrival::Pass(Reason::ArriveLoopback);
         }
-        if facts.is_own_address() {
+        // The daemon's deliveries: it binds them to lo.
+        if facts.is_to_own_address() {
             return Arrival::Pass(Reason::ArriveOwnAddress);
         }
         // Whatever else turns round on lo was steered. Never let it fall through: the application's own wildcard
@@ -85,6 +89,10 @@ pub fn arrive(facts: &impl ArrivalFacts) -> Arrival {
 
     if !settings.is_captured() {
         return Arrival::Pass(Reason::ArriveReleased);
+    }
+    // The pod calls itself. Somebody outside who claims the pod's address never sees the answer to its SYN.
+    if facts.is_from_own_address() {
+        return Arrival::Pass(Reason::ArriveOwnAddress);
     }
     if facts.is_noted_by_node() {
         return Arrival::Pass(Reason::ArriveFromNode);
@@ -130,7 +138,8 @@ mod tests {
         port: u16,
         on_lo: bool,
         settings: PodSettings,
-        own: bool,
+        to_own: bool,
+        from_own: bool,
         listening: bool,
         noted: bool,
         from_node_address: bool,
@@ -150,8 +159,11 @@ mod tests {
         fn settings(&self) -> PodSettings {
             self.settings
         }
-        fn is_own_address(&self) -> bool {
-            self.own
+        fn is_to_own_address(&self) -> bool {
+            self.to_own
+        }
+        fn is_from_own_address(&self) -> bool {
+            self.from_own
         }
         fn is_listening(&self, _role: Role) -> bool {
             self.listening
@@ -173,7 +185,8 @@ mod tests {
         port: 80,
         on_lo: false,
         settings: PERMISSIVE,
-        own: true,
+        to_own: true,
+        from_own: false,
         listening: true,
         noted: false,
         from_node_address: false,
@@ -240,6 +253,12 @@ mod tests {
         for settings in [PERMISSIVE, STRICT] {
             let facts = Facts { settings, ..ON_LO };
             assert_eq!(arrive(&facts), Arrival::Pass(Reason::ArriveOwnAddress));
+            let by_its_interface = Facts {
+                from_own: true,
+                on_lo: false,
+                ..facts
+            };
+            assert_eq!(arrive(&by_its_interface), Arrival::Pass(Reason::ArriveOwnAddress));
             let facts = Facts {
                 destination: "::1",
                 port: 8080,
@@ -257,7 +276,7 @@ mod tests {
                     destination: "10.0.0.9",
                     port,
                     settings,
-                    own: false,
+                    to_own: false,
                     ..ON_LO
                 };
                 assert_eq!(

@@ -51,8 +51,13 @@ mod programs {
         }
 
         #[inline(always)]
-        fn is_own_address(&self) -> bool {
+        fn is_to_own_address(&self) -> bool {
             maps::is_own_address(self.pod, self.connection.destination())
+        }
+
+        #[inline(always)]
+        fn is_from_own_address(&self) -> bool {
+            maps::is_own_address(self.pod, self.connection.source())
         }
 
         #[inline(always)]

@@ -13,6 +13,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod agent;
 pub mod bench;
 pub mod cgroup;
 pub mod congestion;

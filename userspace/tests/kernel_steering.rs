@@ -130,13 +130,14 @@ fn what_turns_round_without_a_daemon_never_reaches_the_pods_own_wildcard_listene
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     close(a.listeners);
     serve(&world.a, "::", 8080);
-    for peer in B {
+    for (own, peer) in A.into_iter().zip(B) {
         // The daemon's mark for deliveries passes the decision at connect and turns round all the same.
         let answer = world
             .a
             .run(|| {
                 let socket = Socket::new(Domain::for_address(at(peer, 8080)), Type::STREAM, None)?;
                 socket.set_mark(warren::net::marks::DELIVER)?;
+                socket.bind(&at(own, 0).into())?;
                 socket.connect_timeout(&at(peer, 8080).into(), SILENCE)?;
                 answer(&socket.into())
             })
@@ -324,7 +325,7 @@ fn the_guard_is_put_on_interfaces_that_appear_later() {
         }
         let kernel = world.open();
         let a = capture(&kernel, &world.a, A, &PERMISSIVE);
-        world.shell("ip -n $P-a link add late type dummy && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
+        world.shell("ip -n $P-a link add late type veth peer name late-peer && ip -n $P-a link set late-peer up && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
         for _ in 0..2 {
             kernel.guard_interface(a.number, &world.a, "late").unwrap();
             kernel.guard_interface(a.number, &world.a, "never-there").unwrap();

@@ -1,13 +1,46 @@
-//! Linux below us: programs, maps, links, pins, routes.
+//! Linux below us: programs, maps, links, pins, routes. What is written here outlives the daemon: everything is pinned,
+//! and the next daemon adopts it.
+//!
+//! Every call blocks for as long as its system calls take: microseconds for a map, some milliseconds to attach a pod.
 
+mod cgroup;
+mod config;
+mod error;
+mod mirror;
+mod mounts;
 mod netlink;
+mod open;
+mod pins;
+mod pod;
+mod programs;
 pub mod routes;
+mod shared;
 pub mod sockets;
+mod sys;
 pub mod sysctls;
 mod tables;
 mod trace;
 pub mod watch;
 
+use crate::net::{self, Namespace, PodListeners};
+use ipnet::IpNet;
+use mirror::Prefix;
+use parking_lot::Mutex;
+use pins::Pins;
+use programs::Loading;
+use socket2::SockRef;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, TcpListener},
+};
+use tables::{ClusterTables, Counters, PodTables};
+use warren_common::{
+    Address, PodSettings, Ports,
+    tables::{Cookie, NodeFacts, PortKey, Present, ServiceKey},
+};
+
+pub use config::{KernelConfig, Sizes, Tcx};
+pub use error::{AttachError, MapError, OpenError};
 pub use netlink::NetlinkError;
 pub use trace::TraceLog;
 pub use warren_common::{

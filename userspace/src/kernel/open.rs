@@ -112,7 +112,7 @@ fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<Vec<AdoptedPod>, Open
         .map(|(number, numbered)| AdoptedPod {
             number: *number,
             cookie: numbered.cookie,
-            inode: namespace(*number),
+            inode: namespace(*number).unwrap_or(0),
         })
         .collect())
 }

@@ -116,9 +116,11 @@ fn spare_ports(ephemeral: &RangeInclusive<u16>) -> RangeInclusive<u16> {
 ///
 /// It must neither run out of ports nor take them from the application. So an ephemeral port is chosen at `connect`: one
 /// named at `bind` is lost to every `connect` in the pod for as long as its connection or its TIME_WAIT lasts, and 28,000
-/// clients in a minute would cut the pod off from the world. And the socket is bound to `lo`, where all its packets go
-/// anyway: on `lo` alone, with `tcp_tw_reuse` at its default, a port in TIME_WAIT is taken again after a second. (A
-/// socket bound to `lo` finds the pod's address by the turning route, and takes its congestion control.)
+/// clients in a minute would cut the pod off from the world.
+///
+/// The socket is bound to `lo`, for three reasons. The pod's own address is a local route of its interface, and without
+/// it the arrival would count as one from outside. The turning route that is found instead brings its congestion control
+/// along. And on `lo` alone, with `tcp_tw_reuse` at its default, a port in TIME_WAIT is taken again after a second.
 pub async fn deliver(
     namespace: &Namespace,
     client: SocketAddr,

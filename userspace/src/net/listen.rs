@@ -42,7 +42,7 @@ pub struct Moved {
 
 /// The listeners of one pod: each role on 127.0.0.1 and, where the kernel has IPv6, on [::1]. They are nonblocking and
 /// transparent (the local address of an accepted socket is the original destination); accepted sockets inherit
-/// TCP_NODELAY and a mark: that of steering from outbound listeners, the daemon's from the others.
+/// TCP_NODELAY and the daemon's mark.
 #[derive(Debug)]
 pub struct PodListeners {
     pub outbound: Vec<TcpListener>,
@@ -166,8 +166,9 @@ fn open_one(role: Role, address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     if role == Role::Outbound {
-        // Accepted sockets inherit this one. What the kernel answers to their packets for an application that is gone (the
-        // ACK of a TIME_WAIT, a RST) goes by the packet's own mark, `fwmark_reflect`, and must turn round on `lo` as well.
+        // Accepted sockets carry it, so their packets do: what the kernel answers for a client's socket that is gone (the
+        // ACK out of TIME_WAIT, a RST) takes the mark of the packet it answers, and must come back to us over `lo`. With
+        // the daemon's mark it would leave the pod in the clear, and our socket would wait for it in vain.
         socket.set_mark(marks::STEER)?;
     }
     Ok(socket.into())
@@ -212,7 +213,12 @@ mod tests {
             assert_eq!(addresses, [format!("127.0.0.1:{port}"), format!("[::1]:{port}")]);
             for socket in listeners.of(role) {
                 let socket = socket2::SockRef::from(socket);
-                assert_eq!(socket.mark().unwrap(), mark_of_accepted(role));
+                let mark = if role == Role::Outbound {
+                    marks::STEER
+                } else {
+                    marks::DAEMON
+                };
+                assert_eq!(socket.mark().unwrap(), mark);
                 assert!(socket.nonblocking().unwrap());
             }
         }
@@ -250,13 +256,6 @@ mod tests {
             .unwrap();
     }
 
-    fn mark_of_accepted(role: Role) -> u32 {
-        match role {
-            Role::Outbound => marks::STEER,
-            Role::Plaintext | Role::Hbone => marks::DAEMON,
-        }
-    }
-
     #[test]
     fn accepted_sockets_do_not_delay_small_writes() {
         let Some(pod) = pod_namespace("inherit") else { return };
@@ -269,7 +268,7 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         assert!(accepted.nodelay().unwrap());
         let accepted = socket2::SockRef::from(&accepted);
-        assert_eq!(accepted.mark().unwrap(), mark_of_accepted(Role::Outbound));
+        assert_eq!(accepted.mark().unwrap(), marks::STEER);
         assert!(accepted.reuse_address().unwrap());
         assert!(accepted.tcp_congestion().unwrap().starts_with(b"cubic"));
     }

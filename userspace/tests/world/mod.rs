@@ -277,7 +277,7 @@ pub fn capture(kernel: &Kernel, namespace: &Namespace, addresses: [&str; 2], pol
         .unwrap();
     let listeners = listen(kernel, number, namespace);
     kernel.attach_pod(number, namespace).unwrap();
-    kernel.steer(number).unwrap();
+    kernel.steer(number, namespace.cookie()).unwrap();
     Captured { number, listeners }
 }
 

@@ -1,10 +1,8 @@
 //! The mesh itself: ready, and touching nothing that is not its own.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use crate::demo::apps::program;
 use crate::demo::report::Report;
@@ -49,39 +47,39 @@ pub fn programs_are_pinned(stage: &Stage, report: &mut Report) {
         report.remark("  - bpftool is not installed: the loaded programs are not listed");
         return;
     };
-    report.show(
-        "the kernel programs carry BTF, and the links that hold them are pinned",
-        || {
-            let ask = |what: &str| -> Result<Vec<Value>> {
-                let command = stage.world.node(Node::A).command(&bpftool);
-                let listed = command.args(["-f", "-j", what, "show"]).output(DEADLINE)?;
-                serde_json::from_str(&listed).with_context(|| format!("read what bpftool says: {listed}"))
-            };
-            let below = stage.world.directory().display().to_string();
-            let links: Vec<Value> = ask("link")?
-                .into_iter()
-                .filter(|link| is_pinned_below(link, &below))
-                .collect();
-            ensure!(!links.is_empty(), "bpftool finds no link pinned below {below}");
-            let programs = ask("prog")?;
-            let mut names = BTreeSet::new();
-            for link in &links {
-                let program = programs.iter().find(|program| program["id"] == link["prog_id"]);
-                let program = program.with_context(|| format!("there is no program behind {link}"))?;
-                ensure!(program["btf_id"].is_u64(), "{} has no BTF", program["name"]);
-                names.extend(program["name"].as_str());
-            }
-            let names: Vec<&str> = names.into_iter().collect();
-            Ok(format!("{} links of {}", links.len(), names.join(", ")))
-        },
-    );
-}
-
-fn is_pinned_below(link: &Value, directory: &str) -> bool {
-    let pins = link["pinned"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str);
-    pins.into_iter().any(|pin| Path::new(pin).starts_with(directory))
+    report.show("the kernel programs are held by pinned links and carry BTF", || {
+        let list = |what: &str| -> Result<Vec<serde_json::Value>> {
+            // Listing pins means walking every bpffs that this process can see.
+            let place = stage.world.node(Node::A);
+            let listed = place
+                .command(&bpftool)
+                .args(["-f", "-j", what, "show"])
+                .output(DEADLINE)?;
+            serde_json::from_str(&listed).context("read what bpftool says")
+        };
+        let below = stage.world.directory().display().to_string();
+        let is_ours = |link: &&serde_json::Value| {
+            let pins = link["pinned"].as_array().into_iter().flatten();
+            pins.filter_map(|pin| pin.as_str()).any(|pin| pin.starts_with(&below))
+        };
+        let links = list("link")?;
+        let held: BTreeSet<u64> = links
+            .iter()
+            .filter(is_ours)
+            .filter_map(|link| link["prog_id"].as_u64())
+            .collect();
+        ensure!(!held.is_empty(), "bpftool finds no link pinned below {below}");
+        let mut programs = list("prog")?;
+        programs.retain(|program| program["id"].as_u64().is_some_and(|id| held.contains(&id)));
+        let without: Vec<_> = programs
+            .iter()
+            .filter(|program| program["btf_id"].is_null())
+            .map(|one| &one["name"])
+            .collect();
+        ensure!(without.is_empty(), "without BTF: {without:?}");
+        let mut names: Vec<_> = programs.iter().filter_map(|program| program["name"].as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(format!("{} programs: {}", programs.len(), names.join(", ")))
+    });
 }
