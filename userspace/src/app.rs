@@ -49,7 +49,11 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     // Taken first: a port that is in use is told before anything changes on the node.
     let ports = OwnPorts::bind(&config.ports)?;
 
-    let manifests = config.manifests.as_deref().context("no source of the desired state")?;
+    let manifests = config
+        .source
+        .manifests
+        .as_deref()
+        .context("no source of the desired state")?;
     let published = read_manifests(manifests, &config, &shutdown)?;
     readiness.met(Condition::Snapshot.name());
 

@@ -49,9 +49,8 @@ pub struct NodeConfig {
     #[command(flatten)]
     pub mesh: MeshConfig,
 
-    /// Directory of Kubernetes manifests to read the desired state from
-    #[arg(long, env = "WARREN_MANIFESTS", value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// A range of pod or service addresses, beside those that Nodes and ServiceCIDRs name
     #[arg(long, env = "WARREN_CLUSTER_RANGE", value_name = "CIDR", value_delimiter = ',', value_parser = cluster_range)]
     pub cluster_range: Vec<IpNet>,
@@ -95,9 +94,8 @@ pub struct ControllerConfig {
     /// Who may ask: lines of `token node-name`; read again when it changes
     #[arg(long, env = "WARREN_CA_TOKENS", value_name = "FILE")]
     pub ca_tokens: PathBuf,
-    /// Directory of Kubernetes manifests that say which pods are on which node
-    #[arg(long, env = "WARREN_MANIFESTS", value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Where to answer requests for certificates
     #[arg(long, env = "WARREN_LISTEN", value_name = "IP:PORT", default_value = "[::]:15012")]
     pub listen: SocketAddr,
@@ -112,6 +110,17 @@ pub struct ControllerConfig {
     pub ports: Ports,
     #[command(flatten)]
     pub run: RunConfig,
+}
+
+/// Where desired state comes from: the API server of the cluster that this pod runs in, unless told otherwise.
+#[derive(Debug, Clone, Args)]
+pub struct SourceArgs {
+    /// Directory of Kubernetes manifests to read the desired state from, instead of an API server
+    #[arg(long, env = "WARREN_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// How to reach the API server from outside the cluster
+    #[arg(long, env = "WARREN_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// Names that hold for the whole mesh.
@@ -255,7 +264,9 @@ pub enum ConfigError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("there is no source of the desired state; name a directory of Kubernetes manifests with --manifests DIR")]
+    #[error(
+        "there is no source of the desired state: this is no pod of a cluster; name a kubeconfig with --kubeconfig FILE, or a directory of Kubernetes manifests with --manifests DIR"
+    )]
     NoSource,
     #[error("--{one} and --{other} are both {port}; give each a port of its own, or 0 for none")]
     SamePort {
@@ -300,7 +311,7 @@ impl NodeConfig {
     /// The first thing that is.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.mesh.check()?;
-        directory("manifests", self.manifests.as_deref().ok_or(ConfigError::NoSource)?)?;
+        self.source.check()?;
         file(
             "ca-root",
             &self.ca_root,
@@ -351,7 +362,7 @@ impl ControllerConfig {
     /// The first thing that is wrong.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.mesh.check()?;
-        directory("manifests", self.manifests.as_deref().ok_or(ConfigError::NoSource)?)?;
+        self.source.check()?;
         file(
             "ca-tokens",
             &self.ca_tokens,
@@ -365,6 +376,21 @@ impl ControllerConfig {
         let own = ("listen", self.listen.port());
         self.ports.check_beside(Some(own))?;
         self.run.check()
+    }
+}
+
+impl SourceArgs {
+    fn check(&self) -> Result<(), ConfigError> {
+        if let Some(manifests) = &self.manifests {
+            return directory("manifests", manifests);
+        }
+        if let Some(kubeconfig) = &self.kubeconfig {
+            return file("kubeconfig", kubeconfig, "name one that leads to the cluster");
+        }
+        if std::env::var_os("KUBERNETES_SERVICE_HOST").is_none() {
+            return Err(ConfigError::NoSource);
+        }
+        Ok(())
     }
 }
 

@@ -27,7 +27,11 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
     let readiness = Readiness::awaiting([("authority", "certificates are not served yet")]);
     let ports = OwnPorts::bind(&config.ports)?;
 
-    let directory = config.manifests.as_deref().context("no source of the desired state")?;
+    let directory = config
+        .source
+        .manifests
+        .as_deref()
+        .context("no source of the desired state")?;
     let settings = IndexSettings {
         trust_domain: config.mesh.trust_domain.clone(),
         root_namespace: config.mesh.root_namespace.as_str().into(),

@@ -1,0 +1,54 @@
+//! The way to the API server: from inside a pod by its service account, from elsewhere by a kubeconfig.
+
+use kube::{
+    Client, Config,
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// A server that does not answer a connect for so long is away; the caller tries again.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Why there is no way to the API server. Nothing is sent before it is needed, so a server that is merely away is none.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("the kubeconfig {} cannot be used; name another with --kubeconfig", path.display())]
+    Kubeconfig {
+        path: PathBuf,
+        source: Box<KubeconfigError>,
+    },
+    #[error(
+        "this is not a pod with a service account; run it in one, name a kubeconfig with --kubeconfig, or a directory \
+         with --manifests"
+    )]
+    NotInCluster(#[source] Box<InClusterError>),
+    #[error("no client of the API server")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// A client with the rights of the pod's service account, or of `kubeconfig` where one is given.
+///
+/// # Errors
+/// There is no configuration, or one that cannot be used.
+pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+    let mut config = match kubeconfig {
+        Some(path) => from_file(path).await?,
+        None => Config::incluster().map_err(|error| ClientError::NotInCluster(Box::new(error)))?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|error| ClientError::Client(Box::new(error)))
+}
+
+async fn from_file(path: &Path) -> Result<Config, ClientError> {
+    let wrong = |source| ClientError::Kubeconfig {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
+    let file = Kubeconfig::read_from(path).map_err(wrong)?;
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .map_err(wrong)
+}
