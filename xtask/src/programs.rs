@@ -26,6 +26,8 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
         "warren",
         "--bin",
         "demo",
+        "--bin",
+        "load",
     ])?;
     let reason = "the demo makes network namespaces and loads kernel programs";
     Err(run::become_program(privileged("demo", arguments, reason)?))

@@ -9,7 +9,7 @@ use super::apps::{self, Database};
 use super::manifests;
 use super::report::Report;
 use super::wire::Capture;
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, binary};
 use crate::process::Process;
 use crate::topology::{Node, PodSpec, World};
 
@@ -47,6 +47,9 @@ pub struct Stage {
 impl Stage {
     /// Builds it all. The applications run before the mesh does, and are never started again.
     pub fn set(ipv6: bool, report: &mut Report) -> Result<Self> {
+        for program in ["warren", "load"] {
+            binary(program)?;
+        }
         report.progress("building two nodes and five pods from network namespaces");
         let world = world(PREFIX)?;
         // The world describes itself as well; what holds here is deploy/demo.

@@ -47,13 +47,13 @@ pub fn deny_closes_an_open_connection(stage: &Stage, report: &mut Report) {
                 .map(|()| String::new())
         },
     );
-    report.show(
-        "a new connection of the denied one fails: client → echo",
-        || match talk(stage, "client") {
-            Ok(_) => bail!("it was let in"),
-            Err(error) => Ok(error.to_string()),
-        },
-    );
+    report.show("a new connection of the denied one fails: client → echo", || {
+        let mut denied = Conversation::open(stage.world.pod("client"), stage.vip(ECHO), DEADLINE)?;
+        match denied.wait_for_end(DEADLINE)? {
+            End::Reset => Ok("reset".to_owned()),
+            End::Closed => bail!("it was closed as if it had been let in"),
+        }
+    });
     report.show("with the policy removed it is let in again: client → echo", || {
         stage.remove_policy(DENY)?;
         wait_until_ok("the client is let in", DEADLINE, || talk(stage, "client")).map(|_| String::new())
