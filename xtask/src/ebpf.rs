@@ -1,10 +1,11 @@
 //! The kernel programs: built for the kernel's own target with the pinned stable toolchain, and checked there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::image::Architecture;
 use crate::{run, tree};
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -12,12 +13,26 @@ const PROFILE: &str = "ebpf";
 /// The ELF objects: one with everything that steers, one with the listener search, which is loaded once per pod.
 const OBJECTS: [&str; 2] = ["steer", "arrive"];
 
-/// Builds `target/bpf/{steer,arrive}.o`.
+/// Builds `target/bpf/{steer,arrive}.o` for this machine.
 pub(crate) fn build() -> Result<()> {
-    run::run(cargo("build")?.arg("--quiet")).context("cannot build the kernel programs")?;
-    let built = tree::root().join("target/bpf-build").join(TARGET).join(PROFILE);
-    let wanted = tree::root().join("target/bpf");
-    std::fs::create_dir_all(&wanted).with_context(|| format!("cannot make {}", wanted.display()))?;
+    build_into(
+        &tree::root().join("target/bpf"),
+        &tree::host_triple()?,
+        "target/bpf-build",
+    )
+}
+
+/// Builds the programs for another processor, whose registers lie elsewhere; returns their folder.
+pub(crate) fn build_for(other: Architecture) -> Result<PathBuf> {
+    let folder = tree::root().join("target").join(format!("bpf-{}", other.rust));
+    build_into(&folder, &other.triple(), &format!("target/bpf-build-{}", other.rust))?;
+    Ok(folder)
+}
+
+fn build_into(wanted: &Path, triple: &str, build: &str) -> Result<()> {
+    run::run(cargo("build", triple, build).arg("--quiet")).context("cannot build the kernel programs")?;
+    let built = tree::root().join(build).join(TARGET).join(PROFILE);
+    std::fs::create_dir_all(wanted).with_context(|| format!("cannot make {}", wanted.display()))?;
     for object in OBJECTS {
         replace_if_changed(&built.join(object), &wanted.join(format!("{object}.o")))?;
     }
@@ -26,10 +41,10 @@ pub(crate) fn build() -> Result<()> {
 
 /// Clippy as the bpf target sees the code: for the host the programs are empty stubs.
 pub(crate) fn lint() -> Result<()> {
-    run::run(cargo("clippy")?.args(["--quiet", "--", "-D", "warnings"]))
+    run::run(cargo("clippy", &tree::host_triple()?, "target/bpf-build").args(["--quiet", "--", "-D", "warnings"]))
 }
 
-fn cargo(task: &str) -> Result<Command> {
+fn cargo(task: &str, triple: &str, build: &str) -> Command {
     // `-Z build-std` is the one thing we need that stable does not offer by itself.
     let mut command = tree::cargo();
     command
@@ -44,17 +59,17 @@ fn cargo(task: &str) -> Result<Command> {
             "--profile",
             PROFILE,
         ])
-        .args(["--target-dir", "target/bpf-build"])
+        .args(["--target-dir", build])
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&tree::host_triple()?))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(triple))
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_BUILD_TARGET");
-    Ok(command)
+    command
 }
 
 /// The flags that give a loadable object, in cargo's own encoding.
-fn rustflags(host_triple: &str) -> String {
-    let architecture = host_triple.split('-').next().unwrap_or_default();
+fn rustflags(triple: &str) -> String {
+    let architecture = triple.split('-').next().unwrap_or_default();
     [
         format!("--cfg=bpf_target_arch=\"{architecture}\""),
         "-Cdebuginfo=2".to_owned(),
@@ -85,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_built_for_the_architecture_of_the_host() {
+    fn the_programs_know_the_processor_they_are_built_for() {
         assert!(rustflags("aarch64-unknown-linux-gnu").starts_with("--cfg=bpf_target_arch=\"aarch64\"\u{1f}"));
     }
 

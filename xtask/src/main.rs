@@ -2,8 +2,10 @@
 //! each task has a file of its own.
 
 mod ebpf;
+mod image;
 mod licences;
 mod lint;
+mod manifests;
 mod programs;
 mod run;
 mod setup;
@@ -23,6 +25,8 @@ Tasks:
   setup          install what this machine lacks to build, test, demonstrate and measure Warren
   build-ebpf     build the kernel programs into target/bpf
   build          build the release binary, target/release/warren, with the kernel programs inside
+  image          write the container image as an archive, target/image/warren-VERSION-ARCH.tar
+  manifests      render deploy/manifests from the Helm charts; --check only compares
   demo           two nodes and four pods on this machine, real traffic, every claim shown
   test [LEVEL]   run the tests: pure, kernel or net; without a level all of them
   lint           format, clippy for the host and for the bpf target, import walls, licences, advisories
@@ -53,10 +57,32 @@ Usage: cargo xtask build-ebpf
 ";
 
 const BUILD_HELP: &str = "\
-Build target/release/warren. It is one file: kernel programs included, and no compiler, clang or kernel headers are
-needed where it runs.
+Build target/release/warren. It is one static file: kernel programs included, and no library, compiler, clang or kernel
+headers are needed where it runs.
 
 Usage: cargo xtask build
+";
+
+const IMAGE_HELP: &str = "\
+Write the container image warren.mesh/warren:VERSION as an archive in OCI's layout, which `kind load image-archive`,
+`ctr image import` and `docker load` read. It holds the static binary and nothing else; the same binary gives the same
+bytes. Needs no Docker. Without --arch, an image for this machine's architecture, and one for the other where a cross
+toolchain is installed.
+
+Usage: cargo xtask image [--arch ARCH] [--tag TAG] [--binary FILE]
+
+  --arch ARCH    amd64 or arm64, that one alone
+  --tag TAG      instead of the version
+  --binary FILE  put this binary in, instead of building one; a dynamically linked one brings its libraries along
+";
+
+const MANIFESTS_HELP: &str = "\
+Render deploy/manifests/*.yaml from the Helm charts in deploy/charts, which are the one source. Needs helm.
+
+Usage: cargo xtask manifests [--check]
+
+  --check  change nothing: fail if what is committed is not what the charts give, if `helm lint --strict` finds anything,
+           or if a wrong value is not refused; without helm it says that it looked at nothing
 ";
 
 const DEMO_HELP: &str = "\
@@ -144,6 +170,8 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "build" => no_arguments(rest)
             .and_then(|()| programs::build())
             .map(|()| ExitCode::SUCCESS),
+        "image" => image::build(rest).map(|()| ExitCode::SUCCESS),
+        "manifests" => manifests::run(rest).map(|()| ExitCode::SUCCESS),
         "demo" => programs::demo(rest),
         "bench" => programs::bench(rest),
         "test" => tests::run(rest),
@@ -171,6 +199,8 @@ fn help(topic: Option<&str>) -> Result<&'static str> {
         Some("setup") => SETUP_HELP,
         Some("build-ebpf") => BUILD_EBPF_HELP,
         Some("build") => BUILD_HELP,
+        Some("image") => IMAGE_HELP,
+        Some("manifests") => MANIFESTS_HELP,
         Some("demo") => DEMO_HELP,
         Some("test") => TEST_HELP,
         Some("lint") => LINT_HELP,

@@ -147,7 +147,10 @@ fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
     if level.needs_root() {
         command.args(as_root(level)?);
     }
-    command.args(&base).envs(programs::environment("debug")).arg("--");
+    command
+        .args(&base)
+        .envs(programs::environment(&tree::target().join("debug")))
+        .arg("--");
     if level.needs_root() {
         // They share the machine: addresses, sysctls, the kernel's maps.
         command.arg("--test-threads=1");
@@ -186,7 +189,8 @@ fn as_root(level: Level) -> Result<Vec<String>> {
     run::say(&format!(
         "sudo: the tests of level {level} make network namespaces and load kernel programs"
     ));
-    let environment = programs::environment("debug").map(|(name, value)| format!("{name}={value}"));
+    let environment =
+        programs::environment(&tree::target().join("debug")).map(|(name, value)| format!("{name}={value}"));
     let words = ["--".to_owned(), "env".to_owned()].into_iter().chain(environment);
     let runner: Vec<String> = std::iter::once(sudo.to_string_lossy().into_owned())
         .chain(words)

@@ -11,6 +11,11 @@ pub(crate) fn root() -> PathBuf {
     xtask.parent().map_or_else(|| xtask.to_path_buf(), Path::to_path_buf)
 }
 
+/// The version of everything in the workspace.
+pub(crate) fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
 /// Where cargo puts what it builds for the host.
 pub(crate) fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
@@ -22,6 +27,14 @@ pub(crate) fn target() -> PathBuf {
 /// What cannot be had from cargo's own folders: downloaded packages, bpf-linker.
 pub(crate) fn tools() -> PathBuf {
     root().join("target/tools")
+}
+
+/// What outlives a checkout: `WARREN_CACHE`, else `~/.cache/warren`.
+pub(crate) fn cache() -> Option<PathBuf> {
+    let below = |variable: &str, folder: &str| std::env::var_os(variable).map(|home| PathBuf::from(home).join(folder));
+    below("WARREN_CACHE", "")
+        .or_else(|| below("XDG_CACHE_HOME", "warren"))
+        .or_else(|| below("HOME", ".cache/warren"))
 }
 
 /// The cargo that runs this task.
