@@ -81,10 +81,7 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (events, captured) = mpsc::channel(EVENTS);
-    let settings = CaptureSettings {
-        node_name: config.node_name.as_str().into(),
-        release_drain: config.run.drain_deadline,
-    };
+    let settings = CaptureSettings::by_manifests(config.node_name.as_str(), config.run.drain_deadline);
     shutdown.spawn_essential("capture", {
         let (kernel, snapshot, shutdown) = (Arc::clone(&kernel), published.snapshot.clone(), shutdown.clone());
         async move {

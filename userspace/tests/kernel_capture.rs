@@ -39,10 +39,7 @@ impl Daemon {
         let kernel = Arc::new(Kernel::open(&world.config).unwrap());
         let (snapshots, receiver) = watch::channel(Arc::default());
         let (sender, events) = mpsc::channel(16);
-        let settings = CaptureSettings {
-            node_name: "node-a".into(),
-            release_drain: Duration::from_millis(200),
-        };
+        let settings = CaptureSettings::by_manifests("node-a", Duration::from_millis(200));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -130,6 +127,7 @@ fn pod(world: &World, name: &str, addresses: [&str; 2]) -> Workload {
         host_network: false,
         enrolled: true,
         netns: Some(PathBuf::from(format!("/run/netns/{}-{name}", world.name()))),
+        runtime_class: None,
     }
 }
 

@@ -109,6 +109,8 @@ impl Pods {
         match event {
             CaptureEvent::Captured(pod) => self.captured(pod),
             CaptureEvent::Settled => self.readiness.met(Condition::Pods.name()),
+            // Dropped: nobody but us says that it is in the mesh.
+            CaptureEvent::Leaving { .. } => {}
             CaptureEvent::Released(workload) => {
                 let state = self.states.lock().remove(&workload);
                 if let Some(State::Served(handle)) = state {

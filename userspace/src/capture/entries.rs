@@ -1,18 +1,12 @@
 //! What the reconciling task remembers of each pod. No decisions and no system calls but one `stat` per pod.
 
 use super::{
+    finder::Place,
     plan::{Actual, back_off},
     pod::Pod,
 };
-use crate::{kernel::PodPolicy, mesh::WorkloadUid, net::Namespace};
-use std::{
-    collections::BTreeMap,
-    io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use crate::{kernel::PodPolicy, mesh::WorkloadUid};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use tokio::task::AbortHandle;
 
 #[derive(Default)]
@@ -21,12 +15,12 @@ pub(super) struct Entries(BTreeMap<WorkloadUid, Entry>);
 pub(super) enum Entry {
     /// A job holds it; `attempts` failed before.
     Busy {
-        netns: PathBuf,
+        place: Place,
         attempts: u32,
     },
     Captured(Captured),
     Failed {
-        netns: PathBuf,
+        place: Place,
         attempts: u32,
         retry_at: Instant,
     },
@@ -35,7 +29,7 @@ pub(super) enum Entry {
 pub(super) struct Captured {
     pub(super) pod: Arc<Pod>,
     pub(super) policy: PodPolicy,
-    /// Its path no longer leads to its namespace.
+    /// Nothing leads to its namespace any more.
     pub(super) gone: bool,
     /// Whoever serves it was told.
     pub(super) announced: bool,
@@ -70,6 +64,10 @@ impl Entries {
         self.0.insert(workload, entry);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn remove(&mut self, workload: &WorkloadUid) {
         self.0.remove(workload);
     }
@@ -84,34 +82,34 @@ impl Entries {
     /// Takes a captured pod out, to be released: it is busy from now on.
     pub(super) fn take_captured(&mut self, workload: &WorkloadUid) -> Option<Captured> {
         let attempts = self.captured(workload)?.release_attempts();
-        let netns = self.captured(workload)?.pod.path.clone();
-        match self.0.insert(workload.clone(), Entry::Busy { netns, attempts }) {
+        let place = self.captured(workload)?.pod.place.clone();
+        match self.0.insert(workload.clone(), Entry::Busy { place, attempts }) {
             Some(Entry::Captured(captured)) => Some(captured),
             Some(Entry::Busy { .. } | Entry::Failed { .. }) | None => None,
         }
     }
 
     /// Marks a pod as busy with being captured.
-    pub(super) fn begin(&mut self, workload: &WorkloadUid, netns: &Path) {
+    pub(super) fn begin(&mut self, workload: &WorkloadUid, place: &Place) {
         let attempts = match self.0.get(workload) {
             Some(Entry::Failed {
-                netns: before,
+                place: before,
                 attempts,
                 ..
-            }) if before == netns => *attempts,
+            }) if before == place => *attempts,
             Some(Entry::Failed { .. } | Entry::Busy { .. } | Entry::Captured(_)) | None => 0,
         };
         self.insert(
             workload.clone(),
             Entry::Busy {
-                netns: netns.to_owned(),
+                place: place.clone(),
                 attempts,
             },
         );
     }
 
     /// Marks an attempt to capture as failed, and says how many there were.
-    pub(super) fn fail(&mut self, workload: &WorkloadUid, netns: PathBuf, now: Instant) -> u32 {
+    pub(super) fn fail(&mut self, workload: &WorkloadUid, place: Place, now: Instant) -> u32 {
         let before = match self.0.get(workload) {
             Some(Entry::Busy { attempts, .. } | Entry::Failed { attempts, .. }) => *attempts,
             Some(Entry::Captured(_)) | None => 0,
@@ -120,7 +118,7 @@ impl Entries {
         self.insert(
             workload.clone(),
             Entry::Failed {
-                netns,
+                place,
                 attempts,
                 retry_at: now + back_off(attempts),
             },
@@ -131,13 +129,13 @@ impl Entries {
     /// What the plan wants to know.
     pub(super) fn actual(&self, now: Instant) -> BTreeMap<WorkloadUid, Actual> {
         let actual = |entry: &Entry| match entry {
-            Entry::Busy { netns, .. } => Actual::Busy { netns: netns.clone() },
-            Entry::Failed { netns, retry_at, .. } => Actual::Failed {
-                netns: netns.clone(),
+            Entry::Busy { place, .. } => Actual::Busy { place: place.clone() },
+            Entry::Failed { place, retry_at, .. } => Actual::Failed {
+                place: place.clone(),
                 retry_at: *retry_at,
             },
             Entry::Captured(captured) if captured.release.is_some_and(|(_, retry_at)| retry_at > now) => Actual::Busy {
-                netns: captured.pod.path.clone(),
+                place: captured.pod.place.clone(),
             },
             Entry::Captured(Captured {
                 pod,
@@ -146,7 +144,7 @@ impl Entries {
                 release,
                 ..
             }) => Actual::Captured {
-                netns: pod.path.clone(),
+                place: pod.place.clone(),
                 policy: policy.clone(),
                 // A release that has begun is brought to its end: the pod is not steered any more.
                 gone: *gone || release.is_some(),
@@ -178,20 +176,12 @@ impl Entries {
                 Entry::Busy { .. } => false,
                 Entry::Failed { retry_at, .. } => *retry_at <= now,
                 Entry::Captured(captured) => {
-                    let is_gone = !captured.gone && !leads_to(&captured.pod.path, &captured.pod.namespace);
+                    let is_gone = !captured.gone && !captured.pod.anchor.leads_to(&captured.pod.namespace);
                     captured.gone |= is_gone;
                     is_gone || captured.release.is_some_and(|(_, retry_at)| retry_at <= now)
                 }
             };
         }
         is_due
-    }
-}
-
-/// True while `path` is where `namespace` is mounted, as far as can be seen.
-fn leads_to(path: &Path, namespace: &Namespace) -> bool {
-    match std::fs::metadata(path) {
-        Ok(facts) => (facts.dev(), facts.ino()) == namespace.inode(),
-        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }

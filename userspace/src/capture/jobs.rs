@@ -28,6 +28,8 @@ pub(super) enum Done {
         watch: Option<Watch>,
         outcome: Result<(), CaptureError>,
     },
+    /// Others have been told, or were not to be waited for.
+    Withdrawn { captured: Captured },
     Released {
         captured: Captured,
         outcome: Result<(), CaptureError>,
@@ -60,11 +62,18 @@ pub(super) async fn refresh(node: Node, pod: Arc<Pod>, watch: Option<Watch>) -> 
 }
 
 /// Lets what is open end by itself for a while, then ends it, then removes what it depended on.
-pub(super) async fn release(node: &Node, pod: &Arc<Pod>, drain: Duration) -> Result<(), CaptureError> {
-    let deadline = Instant::now() + drain;
-    while Instant::now() < deadline {
+///
+/// Those who have not heard yet go on to call the pod as one of the mesh: for `linger` that is answered.
+pub(super) async fn release(
+    node: &Node,
+    pod: &Arc<Pod>,
+    drain: Duration,
+    linger: Duration,
+) -> Result<(), CaptureError> {
+    let begun = Instant::now();
+    while begun.elapsed() < drain.max(linger) {
         let pod = Arc::clone(pod);
-        if blocking(move || pod::count_steered(&pod)).await? == 0 {
+        if blocking(move || pod::count_steered(&pod)).await? == 0 && begun.elapsed() >= linger {
             break;
         }
         tokio::time::sleep(DRAIN_POLL).await;

@@ -19,6 +19,7 @@ pub trait KernelSide: Send + Sync {
     fn sync_services(&self, wanted: &HashMap<(IpAddr, u16), ServiceEntry>) -> Result<Changes, MapError>;
     fn sync_ranges(&self, wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods(&self) -> Vec<AdoptedPod>;
+    fn unfinished_pods(&self) -> Vec<u32>;
     fn number_for(&self, cookie: u64) -> Result<PodNumber, MapError>;
     fn set_policy(&self, pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(&self, pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
@@ -49,6 +50,7 @@ delegate! {
     fn sync_services(wanted: &HashMap<(IpAddr, u16), ServiceEntry>) -> Result<Changes, MapError>;
     fn sync_ranges(wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods() -> Vec<AdoptedPod>;
+    fn unfinished_pods() -> Vec<u32>;
     fn number_for(cookie: u64) -> Result<PodNumber, MapError>;
     fn set_policy(pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;

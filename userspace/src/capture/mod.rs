@@ -4,11 +4,14 @@
 
 mod adopt;
 mod entries;
+mod finder;
 mod jobs;
 mod kernel_side;
+mod names;
 mod plan;
 mod pod;
 mod reconcile;
+mod runtime;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -18,9 +21,11 @@ use crate::{
     net::{Namespace, PodListeners},
 };
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
+pub use finder::{Finder, Place};
 pub use kernel_side::KernelSide;
-pub use plan::{Actual, Step, Wanted, plan};
+pub use plan::{Actual, Scope, Step, Wanted, plan};
 pub use pod::CaptureError;
 pub use reconcile::{CaptureSettings, reconcile};
 
@@ -36,6 +41,11 @@ pub struct CapturedPod {
 #[derive(Debug)]
 pub enum CaptureEvent {
     Captured(CapturedPod),
+    /// It is about to be released: whoever told others that it is in the mesh takes that back now, and drops `proceed`.
+    Leaving {
+        workload: WorkloadUid,
+        proceed: oneshot::Sender<()>,
+    },
     /// New connections are left alone; those that are open end by themselves, or are ended by the kernel soon. Also of a
     /// pod that was never captured, when nobody wants that any more.
     Released(WorkloadUid),

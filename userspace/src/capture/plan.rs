@@ -1,5 +1,6 @@
 //! What is to be done about this node's pods. Pure: the snapshot, what is there already and the time are arguments.
 
+use super::finder::Place;
 use crate::{
     kernel::{PlaintextMode, PodPolicy},
     mesh::{
@@ -10,7 +11,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,9 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     pub workload: WorkloadUid,
-    pub netns: PathBuf,
+    pub place: Place,
+    /// `spec.runtimeClassName`.
+    pub runtime_class: Option<Arc<str>>,
     pub addresses: Vec<IpAddr>,
     pub policy: PodPolicy,
 }
@@ -27,21 +30,21 @@ pub struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Actual {
     /// Something is being done about it; nothing else may be.
-    Busy { netns: PathBuf },
-    /// `gone`: the path no longer leads to the namespace that was captured.
+    Busy { place: Place },
+    /// `gone`: nothing leads to the namespace that was captured any more.
     Captured {
-        netns: PathBuf,
+        place: Place,
         policy: PodPolicy,
         gone: bool,
     },
     /// The last attempt failed.
-    Failed { netns: PathBuf, retry_at: Instant },
+    Failed { place: Place, retry_at: Instant },
 }
 
 impl Actual {
-    fn netns(&self) -> &Path {
+    fn place(&self) -> &Place {
         match self {
-            Self::Busy { netns } | Self::Captured { netns, .. } | Self::Failed { netns, .. } => netns,
+            Self::Busy { place } | Self::Captured { place, .. } | Self::Failed { place, .. } => place,
         }
     }
 }
@@ -64,19 +67,29 @@ pub enum Step {
     },
 }
 
-/// The steps towards what `snapshot` wants on the node `node_name`, given what is there. Releases come first: they free
-/// what captures may need.
+/// Which pods are this daemon's to capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// Those of this node that a manifest names a namespace for.
+    Named { node: &'a str },
+    /// All of this node, which are looked for.
+    Found { node: &'a str },
+    /// None any more: the mesh is taken off this node.
+    Nothing,
+}
+
+/// The steps towards what `snapshot` wants, given what is there. Releases come first: they free what captures may need.
 pub fn plan(
     snapshot: &MeshSnapshot,
-    node_name: &str,
+    scope: Scope<'_>,
     actual: &BTreeMap<WorkloadUid, Actual>,
     now: Instant,
 ) -> Vec<Step> {
-    let wanted = wanted(snapshot, node_name);
+    let wanted = wanted(snapshot, scope);
     let mut steps = Vec::new();
-    let mut occupied: BTreeSet<&Path> = BTreeSet::new();
+    let mut occupied: BTreeSet<&Place> = BTreeSet::new();
     for (workload, pod) in actual {
-        let still_wanted = wanted.get(workload).filter(|wanted| wanted.netns == pod.netns());
+        let still_wanted = wanted.get(workload).filter(|wanted| wanted.place == *pod.place());
         match (pod, still_wanted) {
             (Actual::Captured { gone: true, .. }, _) => {
                 steps.push(Step::Release {
@@ -106,15 +119,15 @@ pub fn plan(
             // It holds nothing: another pod with this path may try.
             (Actual::Failed { .. }, Some(_)) => continue,
         }
-        occupied.insert(pod.netns());
+        occupied.insert(pod.place());
     }
     for (workload, wanted) in &wanted {
         let is_due = match actual.get(workload) {
             None => true,
-            Some(Actual::Failed { netns, retry_at }) => *retry_at <= now || *netns != wanted.netns,
+            Some(Actual::Failed { place, retry_at }) => *retry_at <= now || *place != wanted.place,
             Some(Actual::Busy { .. } | Actual::Captured { .. }) => false,
         };
-        if is_due && occupied.insert(&wanted.netns) {
+        if is_due && occupied.insert(&wanted.place) {
             steps.push(Step::Capture(wanted.clone()));
         }
     }
@@ -126,28 +139,37 @@ fn snapshot_has(snapshot: &MeshSnapshot, workload: &WorkloadUid) -> bool {
 }
 
 /// The pods of this node that should be captured and can be found.
-fn wanted(snapshot: &MeshSnapshot, node_name: &str) -> BTreeMap<WorkloadUid, Wanted> {
-    snapshot
-        .workloads
-        .values()
-        .filter(|workload| is_wanted(workload, node_name))
+pub(super) fn wanted(snapshot: &MeshSnapshot, scope: Scope<'_>) -> BTreeMap<WorkloadUid, Wanted> {
+    let workloads = snapshot.workloads.values();
+    workloads
         .filter_map(|workload| {
-            let netns = workload.netns.clone()?;
-            let policy = pod_policy(snapshot, workload);
-            let addresses = workload.addresses.clone();
             let wanted = Wanted {
                 workload: workload.uid.clone(),
-                netns,
-                addresses,
-                policy,
+                place: place(workload, scope)?,
+                runtime_class: workload.runtime_class.clone(),
+                addresses: workload.addresses.clone(),
+                policy: pod_policy(snapshot, workload),
             };
             Some((workload.uid.clone(), wanted))
         })
         .collect()
 }
 
+/// Where a pod that should be captured is found; `None` for one that should not.
+fn place(workload: &Workload, scope: Scope<'_>) -> Option<Place> {
+    let uid = Arc::clone(&workload.uid.0);
+    match scope {
+        Scope::Named { node } if is_wanted(workload, node) => workload.netns.clone().map(Place::Path),
+        Scope::Found { node } if is_wanted(workload, node) => Some(match workload.netns.clone() {
+            Some(path) => Place::Runtime { path, uid },
+            None => Place::Processes { uid },
+        }),
+        Scope::Named { .. } | Scope::Found { .. } | Scope::Nothing => None,
+    }
+}
+
 /// A pod of the node with the wish of its labels, but never where capture would take the node or the control plane down.
-pub(super) fn is_wanted(workload: &Workload, node_name: &str) -> bool {
+fn is_wanted(workload: &Workload, node_name: &str) -> bool {
     workload.locality.node.as_deref() == Some(node_name)
         && workload.enrolled
         && !workload.host_network
@@ -183,7 +205,7 @@ mod tests {
         SpiffeId,
         workload::{Locality, Protocol},
     };
-    use std::sync::Arc;
+    use std::path::PathBuf;
 
     fn pod(name: &str) -> Workload {
         Workload {
@@ -204,6 +226,7 @@ mod tests {
             host_network: false,
             enrolled: true,
             netns: Some(path(name)),
+            runtime_class: None,
         }
     }
 
@@ -212,7 +235,11 @@ mod tests {
     }
 
     fn path(name: &str) -> PathBuf {
-        Path::new("/run/netns").join(name)
+        PathBuf::from("/run/netns").join(name)
+    }
+
+    fn at(name: &str) -> Place {
+        Place::Path(path(name))
     }
 
     fn snapshot(pods: impl IntoIterator<Item = Workload>) -> MeshSnapshot {
@@ -233,23 +260,28 @@ mod tests {
 
     fn captured(name: &str) -> Actual {
         Actual::Captured {
-            netns: path(name),
+            place: at(name),
             policy: open_policy(),
             gone: false,
         }
     }
 
     fn steps(snapshot: &MeshSnapshot, actual: impl IntoIterator<Item = (WorkloadUid, Actual)>) -> Vec<String> {
-        plan(snapshot, "node-a", &actual.into_iter().collect(), Instant::now())
-            .into_iter()
-            .map(|step| match step {
-                Step::Capture(wanted) => format!("capture {}", wanted.workload),
-                Step::SetPolicy { workload, .. } => format!("set policy {workload}"),
-                Step::Release { workload, drain: true } => format!("release {workload}"),
-                Step::Release { workload, drain: false } => format!("release {workload} at once"),
-                Step::Forget { workload } => format!("forget {workload}"),
-            })
-            .collect()
+        plan(
+            snapshot,
+            Scope::Named { node: "node-a" },
+            &actual.into_iter().collect(),
+            Instant::now(),
+        )
+        .into_iter()
+        .map(|step| match step {
+            Step::Capture(wanted) => format!("capture {}", wanted.workload),
+            Step::SetPolicy { workload, .. } => format!("set policy {workload}"),
+            Step::Release { workload, drain: true } => format!("release {workload}"),
+            Step::Release { workload, drain: false } => format!("release {workload} at once"),
+            Step::Forget { workload } => format!("forget {workload}"),
+        })
+        .collect()
     }
 
     #[test]
@@ -291,7 +323,7 @@ mod tests {
     #[test]
     fn nothing_is_done_about_a_pod_that_is_as_it_should_be_or_in_work() {
         let snapshot = snapshot([pod("a"), pod("b")]);
-        let actual = [(uid("a"), captured("a")), (uid("b"), Actual::Busy { netns: path("b") })];
+        let actual = [(uid("a"), captured("a")), (uid("b"), Actual::Busy { place: at("b") })];
         assert_eq!(steps(&snapshot, actual), [""; 0]);
     }
 
@@ -305,7 +337,7 @@ mod tests {
             pod("gone"),
         ]);
         let gone = Actual::Captured {
-            netns: path("gone"),
+            place: at("gone"),
             policy: open_policy(),
             gone: true,
         };
@@ -328,7 +360,7 @@ mod tests {
         }]);
         let actual = [(uid("old"), captured("shared"))];
         assert_eq!(steps(&snapshot, actual), ["release old at once"]);
-        let actual = [(uid("old"), Actual::Busy { netns: path("shared") })];
+        let actual = [(uid("old"), Actual::Busy { place: at("shared") })];
         assert_eq!(steps(&snapshot, actual), [""; 0]);
     }
 
@@ -346,7 +378,7 @@ mod tests {
         let snapshot = snapshot([pod("a"), pod("b"), pod("c")]);
         let later = Instant::now() + Duration::from_secs(60);
         let failed = |netns: &str, retry_at| Actual::Failed {
-            netns: path(netns),
+            place: at(netns),
             retry_at,
         };
         let actual = [

@@ -1,7 +1,12 @@
 //! One pod, step by step: into the mesh in the order in which no packet can go astray, and out of it in reverse. Each
 //! function blocks for its system calls.
 
-use super::{kernel_side::KernelSide, plan::Wanted};
+use super::{
+    finder::{Anchor, Finder, Found, Place},
+    kernel_side::KernelSide,
+    plan::Wanted,
+    runtime,
+};
 use crate::{
     kernel::{
         AttachError, MapError, NetlinkError, PodNumber, PodPolicy,
@@ -17,7 +22,6 @@ use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -26,14 +30,22 @@ use std::{
 pub enum CaptureError {
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    #[error(
+        "no process of it is found below the node's kubepods cgroup: its sandbox is not there, or is no process of this kernel"
+    )]
+    NoProcess,
     #[error("its namespace is the node's own")]
     NodeNamespace,
+    #[error("its namespace is the daemon's own")]
+    OwnNamespace,
     #[error("its namespace is that of {other}")]
     SharedNamespace { other: WorkloadUid },
     #[error("none of its addresses is in its namespace")]
     ForeignNamespace,
     #[error("it forwards packets for others, which would bypass the mesh")]
     Forwards,
+    #[error("its containers run in {runtime} (runtime class {class:?}), whose sockets this kernel does not see")]
+    ForeignKernel { runtime: &'static str, class: Arc<str> },
     #[error("the kernel's tables cannot hold the cluster")]
     Tables { source: Arc<MapError> },
     #[error("no room for another pod")]
@@ -63,10 +75,13 @@ impl CaptureError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Namespace(_) => "namespace",
+            Self::NoProcess => "no-process",
             Self::NodeNamespace => "node-namespace",
+            Self::OwnNamespace => "own-namespace",
             Self::SharedNamespace { .. } => "shared-namespace",
             Self::ForeignNamespace => "foreign-namespace",
             Self::Forwards => "forwards",
+            Self::ForeignKernel { .. } => "foreign-kernel",
             Self::Tables { .. } => "tables-full",
             Self::Number { .. } => "no-room",
             Self::Listen { .. } => "listen",
@@ -117,7 +132,12 @@ impl Drop for Claim {
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) kernel: Arc<dyn KernelSide>,
+    /// The node's own.
     pub(super) namespace: Namespace,
+    /// The daemon's: the node's, or that of its own pod.
+    pub(super) own: Namespace,
+    /// Looks for pods; without it they are where the manifests say.
+    pub(super) finder: Option<Arc<Finder>>,
     pub(super) claims: Claims,
     /// Cookies of the namespaces that an earlier daemon captured and this one has not taken over yet.
     pub(super) adopted: Arc<Mutex<HashSet<u64>>>,
@@ -127,7 +147,8 @@ pub(super) struct Node {
 pub(super) struct Pod {
     pub(super) workload: WorkloadUid,
     pub(super) namespace: Namespace,
-    pub(super) path: PathBuf,
+    pub(super) place: Place,
+    pub(super) anchor: Anchor,
     number: PodNumber,
     addresses: Vec<IpAddr>,
     before: Before,
@@ -139,9 +160,18 @@ pub(super) struct Pod {
 /// Captures a pod, or takes it over from an earlier daemon without a gap. On an error nothing of it remains, unless it
 /// was captured before: then it stays so, and its connections are refused.
 pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners, Watch), CaptureError> {
-    let namespace = Namespace::open(&wanted.netns)?;
+    if let Some(class) = &wanted.runtime_class
+        && let Some(runtime) = runtime::foreign_kernel(class)
+    {
+        let class = Arc::clone(class);
+        return Err(CaptureError::ForeignKernel { runtime, class });
+    }
+    let Found { namespace, anchor } = find(node, wanted)?;
     if namespace.inode() == node.namespace.inode() {
         return Err(CaptureError::NodeNamespace);
+    }
+    if namespace.inode() == node.own.inode() {
+        return Err(CaptureError::OwnNamespace);
     }
     let claim = Claim::take(&node.claims, namespace.cookie(), &wanted.workload)?;
     let is_adopted = node.adopted.lock().contains(&namespace.cookie());
@@ -155,7 +185,8 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
     let mut pod = Pod {
         workload: wanted.workload.clone(),
         namespace,
-        path: wanted.netns.clone(),
+        place: wanted.place.clone(),
+        anchor,
         number,
         addresses: wanted.addresses.clone(),
         before: Before::from_bits(0),
@@ -173,6 +204,24 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
             }
             Err(error)
         }
+    }
+}
+
+/// The pod's namespace, and what leads there.
+pub(super) fn find(node: &Node, wanted: &Wanted) -> Result<Found, CaptureError> {
+    let by_processes = |uid: &str| {
+        let finder = node.finder.as_ref().ok_or(CaptureError::NoProcess)?;
+        let others = [node.namespace.inode(), node.own.inode()];
+        finder.of_pod(uid, &wanted.addresses, &others)
+    };
+    match (&wanted.place, &node.finder) {
+        (Place::Path(path), _) => Ok(Found::at_path(path)?),
+        (Place::Runtime { path, uid }, Some(finder)) => match finder.at(path) {
+            // That sandbox has ended. If the pod has another one, its processes lead there.
+            Err(NamespaceError::Gone { .. }) => by_processes(uid),
+            found => Ok(found?),
+        },
+        (Place::Runtime { uid, .. } | Place::Processes { uid }, _) => by_processes(uid),
     }
 }
 
@@ -328,9 +377,10 @@ pub(super) fn unwanted(
     node: &Node,
     number: PodNumber,
     workload: WorkloadUid,
-    namespace: Namespace,
-    path: PathBuf,
+    found: Found,
+    place: Place,
 ) -> Result<Pod, CaptureError> {
+    let Found { namespace, anchor } = found;
     let claim = Claim::take(&node.claims, namespace.cookie(), &workload)?;
     node.adopted.lock().remove(&namespace.cookie());
     let noted = Routes::open(&namespace)
@@ -341,13 +391,26 @@ pub(super) fn unwanted(
     Ok(Pod {
         workload,
         namespace,
-        path,
+        place,
+        anchor,
         number,
         addresses: Vec::new(),
         before,
         is_live,
         _claim: claim,
     })
+}
+
+/// Brings to its end what an earlier daemon left undone in a namespace. False if there is nothing of ours in it.
+pub(super) fn finish(namespace: &Namespace) -> Result<bool, CaptureError> {
+    let mut routes = Routes::open(namespace).map_err(|source| CaptureError::Routes { source })?;
+    let Some(before) = routes.note().map_err(|source| CaptureError::Routes { source })? else {
+        return Ok(false);
+    };
+    sockets::destroy_marked(namespace).map_err(|source| CaptureError::Sockets { source })?;
+    routes.remove().map_err(|source| CaptureError::Routes { source })?;
+    sysctls::put_back(namespace, Before::from_bits(before)).map_err(|source| CaptureError::Sysctls { source })?;
+    Ok(true)
 }
 
 /// Forgets a pod whose namespace has ended, and with it everything that was in there.

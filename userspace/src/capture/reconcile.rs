@@ -6,9 +6,10 @@ use super::{
     CaptureEvent, CapturedPod,
     adopt::{self, Owner},
     entries::{Captured, Entries, Entry},
+    finder::Finder,
     jobs::{Done, blocking, heard, refresh, release},
     kernel_side::KernelSide,
-    plan::{Step, Wanted, back_off, plan},
+    plan::{Scope, Step, Wanted, back_off, plan},
     pod::{self, CaptureError, Node, Pod},
     tables::Told,
 };
@@ -24,10 +25,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet, spawn_blocking},
     time::MissedTickBehavior,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 /// What the task is told at the start.
@@ -37,10 +39,34 @@ pub struct CaptureSettings {
     pub node_name: Arc<str>,
     /// How long the open connections of a pod that leaves the mesh may go on.
     pub release_drain: Duration,
+    /// How long a pod that leaves the mesh still answers those who take it for one of the mesh.
+    pub linger: Duration,
+    /// The node's own namespace; `None`: the one that the task is started in.
+    pub node_namespace: Option<Namespace>,
+    /// Looks for pods on the node; without it they are where the manifests say.
+    pub finder: Option<Arc<Finder>>,
+    /// Once cancelled, every pod is released, and the task ends when they are.
+    pub leave: CancellationToken,
+}
+
+impl CaptureSettings {
+    /// Of a daemon that is told by manifests where its pods are, and whose node's namespace is the one it runs in.
+    pub fn by_manifests(node_name: impl Into<Arc<str>>, release_drain: Duration) -> Self {
+        Self {
+            node_name: node_name.into(),
+            release_drain,
+            linger: Duration::ZERO,
+            node_namespace: None,
+            finder: None,
+            leave: CancellationToken::new(),
+        }
+    }
 }
 
 /// How often namespaces are looked after and failed steps are tried again.
 const TICK: Duration = Duration::from_millis(500);
+/// How long a release waits for others to be told that the pod leaves the mesh.
+const WITHDRAWAL: Duration = Duration::from_secs(2);
 
 /// Runs until the drain begins, or nobody publishes snapshots or reads events any more. `kernel` is this task's alone as
 /// far as pods, the node's facts and the cluster's tables go. The runtime's threads are in the node's own namespace.
@@ -56,10 +82,14 @@ pub async fn reconcile(
 ) -> Result<(), NamespaceError> {
     let adopted = kernel.adopted_pods();
     let cookies = adopted.iter().map(|pod| pod.cookie).collect();
+    let own = Namespace::current()?;
+    let leave = settings.leave.clone();
     let mut reconciler = Reconciler {
         node: Node {
             kernel,
-            namespace: Namespace::current()?,
+            namespace: settings.node_namespace.clone().unwrap_or_else(|| own.clone()),
+            own,
+            finder: settings.finder.clone(),
             claims: Arc::default(),
             adopted: Arc::new(parking_lot::Mutex::new(cookies)),
         },
@@ -77,15 +107,19 @@ pub async fn reconcile(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shutdown.draining();
     tokio::pin!(draining);
-    let mut is_due = true;
+    let (mut is_due, mut is_leaving) = (true, false);
     loop {
         // A snapshot without a version is the one before the first: it says nothing about what is wanted.
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {
             return Ok(());
         }
+        if leave.is_cancelled() && reconciler.entries.is_empty() {
+            return Ok(());
+        }
         is_due = tokio::select! {
             () = &mut draining => return Ok(()),
+            () = leave.cancelled(), if !is_leaving => { is_leaving = true; true }
             changed = snapshots.changed() => if changed.is_err() { return Ok(()) } else { true },
             Some(done) = reconciler.jobs.join_next(), if !reconciler.jobs.is_empty() => {
                 if reconciler.finish(done).await.is_none() { return Ok(()) }
@@ -128,7 +162,7 @@ impl Reconciler {
         // Before any pod steers by them.
         self.tell_tables(snapshot, now).await;
         self.take_over(snapshot).await?;
-        for step in plan(snapshot, &self.settings.node_name, &self.entries.actual(now), now) {
+        for step in plan(snapshot, self.scope(), &self.entries.actual(now), now) {
             match step {
                 Step::Capture(wanted) => self.begin_capture(wanted),
                 Step::SetPolicy { workload, policy } => self.set_policy(&workload, policy),
@@ -144,6 +178,15 @@ impl Reconciler {
             self.events.send(CaptureEvent::Settled).await.ok()?;
         }
         Some(())
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        let node = &self.settings.node_name;
+        match &self.settings.finder {
+            _ if self.settings.leave.is_cancelled() => Scope::Nothing,
+            Some(_) => Scope::Found { node },
+            None => Scope::Named { node },
+        }
     }
 
     async fn tell_tables(&mut self, snapshot: &Arc<MeshSnapshot>, now: Instant) {
@@ -179,17 +222,30 @@ impl Reconciler {
     /// Once: releases what an earlier daemon captured and nobody wants any more. What is wanted is taken over by its
     /// capture, which finds its number by its namespace.
     async fn take_over(&mut self, snapshot: &Arc<MeshSnapshot>) -> Option<()> {
-        for adopted in self.adopted.take().unwrap_or_default() {
+        let Some(adopted) = self.adopted.take() else {
+            return Some(());
+        };
+        let (node, snapshot, scope) = (self.node.clone(), Arc::clone(snapshot), self.scope());
+        for (path, namespace) in adopt::unfinished(&node, &snapshot, scope, &node.kernel.unfinished_pods()) {
+            match pod::finish(&namespace) {
+                Ok(true) => info!(path = %path.display(), "a release that an earlier daemon began is finished"),
+                Ok(false) => {}
+                Err(error) => {
+                    warn!(path = %path.display(), error = &error as &dyn Error, "a release that an earlier daemon began cannot be finished");
+                }
+            }
+        }
+        for (adopted, owner) in adopt::owners(&node, &snapshot, scope, adopted) {
             let number = adopted.number;
-            let outcome = match adopt::owner(snapshot, &self.settings.node_name, adopted) {
+            let outcome = match owner {
                 Owner::Wanted(workload) => {
                     debug!(%workload, number = number.get(), "a pod of an earlier daemon is taken over");
                     Ok(())
                 }
-                Owner::Unwanted { namespace, path } => {
-                    info!(path = %path.display(), "a pod of an earlier daemon is not wanted any more");
-                    let workload = WorkloadUid(path.display().to_string().into());
-                    match pod::unwanted(&self.node, number, workload.clone(), namespace, path) {
+                Owner::Unwanted { found, place } => {
+                    info!(%place, "a pod of an earlier daemon is not wanted any more");
+                    let workload = WorkloadUid(place.to_string().into());
+                    match pod::unwanted(&self.node, number, workload.clone(), found, place) {
                         Ok(pod) => {
                             let captured = Captured::new(Arc::new(pod), any_policy());
                             self.entries.insert(workload.clone(), Entry::Captured(captured));
@@ -216,7 +272,7 @@ impl Reconciler {
     }
 
     fn begin_capture(&mut self, wanted: Wanted) {
-        self.entries.begin(&wanted.workload, &wanted.netns);
+        self.entries.begin(&wanted.workload, &wanted.place);
         if let Some(failure) = &self.table_failure {
             let error = CaptureError::Tables {
                 source: Arc::clone(&failure.error),
@@ -257,20 +313,45 @@ impl Reconciler {
         if let Some(watch) = captured.watch.take() {
             watch.abort();
         }
+        if !drain || !captured.announced {
+            return self.stop(captured, drain).await;
+        }
+        // Others hear of it first: until they do, they call it as one of the mesh.
+        let (proceed, told) = oneshot::channel();
+        let leaving = CaptureEvent::Leaving {
+            workload: workload.clone(),
+            proceed,
+        };
+        self.events.send(leaving).await.ok()?;
+        self.jobs.spawn(async move {
+            let _ = tokio::time::timeout(WITHDRAWAL, told).await;
+            Done::Withdrawn { captured }
+        });
+        Some(())
+    }
+
+    async fn stop(&mut self, mut captured: Captured, drain: bool) -> Option<()> {
         let stopped = pod::stop_steering(&self.node, &captured.pod);
-        if stopped.is_ok() && std::mem::take(&mut captured.announced) {
+        let was_served = std::mem::take(&mut captured.announced);
+        if stopped.is_ok() && was_served {
             // Whoever serves it stops accepting, and goes on with what is open.
-            self.events.send(CaptureEvent::Released(workload.clone())).await.ok()?;
+            let workload = captured.pod.workload.clone();
+            self.events.send(CaptureEvent::Released(workload)).await.ok()?;
         }
         let node = self.node.clone();
-        let drain = if drain {
-            self.settings.release_drain
+        let linger = if was_served {
+            self.settings.linger
         } else {
             Duration::ZERO
         };
+        let (drain, linger) = if drain {
+            (self.settings.release_drain, linger)
+        } else {
+            (Duration::ZERO, Duration::ZERO)
+        };
         self.jobs.spawn(async move {
             let outcome = match stopped {
-                Ok(()) => release(&node, &captured.pod, drain).await,
+                Ok(()) => release(&node, &captured.pod, drain, linger).await,
                 Err(error) => Err(error),
             };
             Done::Released { captured, outcome }
@@ -302,6 +383,7 @@ impl Reconciler {
                 }
                 self.arm_node(watch);
             }
+            Ok(Done::Withdrawn { captured }) => return self.stop(captured, true).await,
             Ok(Done::Released { captured, outcome }) => self.released(captured, outcome),
             // Only watches are aborted, by the release of their pod.
             Err(join) if join.is_cancelled() => {}
@@ -318,7 +400,7 @@ impl Reconciler {
         let workload = wanted.workload;
         let event = match outcome {
             Ok((pod, listeners, watch)) => {
-                debug!(%workload, netns = %pod.path.display(), "pod captured");
+                debug!(%workload, place = %pod.place, "pod captured");
                 for moved in &listeners.moved {
                     let (role, port) = (moved.role, moved.port);
                     warn!(%workload, ?role, port, "the usual port is taken in the pod, another serves");
@@ -338,7 +420,7 @@ impl Reconciler {
                 })
             }
             Err(error) => {
-                let attempts = self.entries.fail(&workload, wanted.netns, Instant::now());
+                let attempts = self.entries.fail(&workload, wanted.place, Instant::now());
                 CaptureEvent::Failed {
                     workload,
                     error: Arc::new(error),

@@ -186,6 +186,7 @@ mod tests {
             host_network: false,
             enrolled: true,
             netns: None,
+            runtime_class: None,
         }
     }
 

@@ -28,6 +28,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const NODE: &str = "node-a";
@@ -38,6 +39,7 @@ struct Recorder {
     calls: Mutex<Vec<String>>,
     numbers: Mutex<BTreeMap<u64, u32>>,
     adopted: Vec<AdoptedPod>,
+    unfinished: Vec<u32>,
     failing: Mutex<BTreeSet<&'static str>>,
     /// What the namespace showed at the moment of `steer`.
     seen_at_steer: Mutex<Vec<(String, String)>>,
@@ -102,6 +104,10 @@ impl KernelSide for Recorder {
     fn adopted_pods(&self) -> Vec<AdoptedPod> {
         self.adopted.clone()
     }
+
+    fn unfinished_pods(&self) -> Vec<u32> {
+        self.unfinished.clone()
+    }
     fn number_for(&self, cookie: u64) -> Result<PodNumber, MapError> {
         self.note("number_for", String::new())?;
         let mut numbers = self.numbers.lock();
@@ -155,6 +161,7 @@ struct Running {
     snapshots: watch::Sender<Arc<MeshSnapshot>>,
     events: mpsc::Receiver<CaptureEvent>,
     shutdown: Shutdown,
+    leave: CancellationToken,
     task: JoinHandle<Result<(), NamespaceError>>,
 }
 
@@ -167,10 +174,8 @@ impl Running {
         let kernel = Arc::new(recorder(&namespace));
         let (snapshots, receiver) = watch::channel(Arc::default());
         let (sender, events) = mpsc::channel(16);
-        let settings = CaptureSettings {
-            node_name: NODE.into(),
-            release_drain: Duration::from_millis(300),
-        };
+        let settings = CaptureSettings::by_manifests(NODE, Duration::from_millis(300));
+        let leave = settings.leave.clone();
         let shutdown = Shutdown::new();
         let task = reconcile(
             Arc::clone(&kernel) as Arc<dyn KernelSide>,
@@ -189,6 +194,7 @@ impl Running {
             snapshots,
             events,
             shutdown,
+            leave,
             task,
         })
     }
@@ -216,6 +222,7 @@ impl Running {
             host_network: false,
             enrolled: true,
             netns: Some(self.path()),
+            runtime_class: None,
         }
     }
 
@@ -352,6 +359,7 @@ async fn leaving_the_mesh_ends_steered_connections_and_leaves_no_trace() {
         enrolled: false,
         ..running.pod()
     });
+    assert!(matches!(running.event().await, CaptureEvent::Leaving { .. }));
     assert!(matches!(running.event().await, CaptureEvent::Released(uid) if uid == running.pod().uid));
     running.kernel.until_called("detach_pod 0 there", 1).await;
     assert!(marked.take_error().unwrap().is_some(), "it had its time to drain");
@@ -458,6 +466,94 @@ async fn what_an_earlier_daemon_captured_and_nobody_wants_is_released() {
         matches!(event, CaptureEvent::Settled),
         "nobody was told of it before: {event:?}"
     );
+}
+
+#[tokio::test]
+async fn a_release_that_an_earlier_daemon_began_is_finished() {
+    let recorder = |namespace: &Namespace| {
+        crate::kernel::sysctls::switch_on(namespace).unwrap();
+        let mut routes = crate::kernel::routes::Routes::open(namespace).unwrap();
+        routes.install_note(0).unwrap();
+        routes.install(&[]).unwrap();
+        Recorder {
+            unfinished: vec![namespace.inode().1 as u32],
+            ..Recorder::default()
+        }
+    };
+    let Some(mut running) = Running::start("unfinished", recorder) else {
+        return;
+    };
+    running.publish_pod(Workload {
+        enrolled: false,
+        ..running.pod()
+    });
+    assert!(matches!(running.event().await, CaptureEvent::Settled));
+    assert!(!ip(&running.namespace, "rule").contains("lookup 15110"));
+    assert_eq!(sysctl(&running.namespace, "net/ipv4/tcp_fwmark_accept"), "0");
+}
+
+#[tokio::test]
+async fn a_pod_leaves_only_after_others_were_told() {
+    let Some(mut running) = Running::start("leaving", |_| Recorder::default()) else {
+        return;
+    };
+    running.publish_pod(running.pod());
+    let _served = running.captured().await;
+    assert!(matches!(running.event().await, CaptureEvent::Settled));
+    running.publish_pod(Workload {
+        enrolled: false,
+        ..running.pod()
+    });
+    let CaptureEvent::Leaving { workload, proceed } = running.event().await else {
+        panic!("it is released before others are told");
+    };
+    assert_eq!(workload, running.pod().uid);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(running.kernel.called("stop_steering"), 0);
+    drop(proceed);
+    assert!(matches!(running.event().await, CaptureEvent::Released(_)));
+    running.until_untouched().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_taken_off_the_node_releases_every_pod_and_ends() {
+    let Some(mut running) = Running::start("leave", |_| Recorder::default()) else {
+        return;
+    };
+    running.publish_pod(running.pod());
+    let _served = running.captured().await;
+    running.leave.cancel();
+    loop {
+        // Dropped with the event.
+        if let CaptureEvent::Released(_) = running.event().await {
+            break;
+        }
+    }
+    tokio::time::timeout(DEADLINE, &mut running.task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(running.kernel.called("detach_pod 0 there"), 1);
+    running.until_untouched().await;
+}
+
+#[tokio::test]
+async fn a_pod_of_another_kernel_is_refused_by_the_name_of_its_runtime() {
+    let Some(mut running) = Running::start("kata", |_| Recorder::default()) else {
+        return;
+    };
+    running.publish_pod(Workload {
+        runtime_class: Some("kata-qemu".into()),
+        ..running.pod()
+    });
+    let event = running.event().await;
+    let CaptureEvent::Failed { error, .. } = &event else {
+        panic!("{event:?}");
+    };
+    assert_eq!(error.reason(), "foreign-kernel");
+    assert!(error.to_string().contains("Kata Containers"), "{error}");
+    assert_eq!(state(&running.namespace), running.untouched);
 }
 
 #[tokio::test]

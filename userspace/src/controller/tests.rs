@@ -52,6 +52,7 @@ fn workload(name: &str, node: &str) -> Arc<Workload> {
         host_network: false,
         enrolled: true,
         netns: None,
+        runtime_class: None,
     })
 }
 

@@ -43,6 +43,21 @@ pub(super) fn root() -> Result<PathBuf, OpenError> {
     mounts::cgroup2_root(&mounts).ok_or(OpenError::NoCgroup2)
 }
 
+/// Where kubelet's pods are, in every hierarchy that shows them: v2 first, then each of v1's. `cgroup` and `kubepods` are
+/// what the daemon was told of v2, where it was.
+pub fn kubepods_folders(cgroup: Option<&Path>, kubepods: Option<&Path>) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let told = match (kubepods, cgroup) {
+        (Some(kubepods), _) => Some(kubepods.to_owned()),
+        (None, Some(cgroup)) => find_kubepods(cgroup),
+        (None, None) => mounts::cgroup2_root(&mounts).and_then(|root| find_kubepods(&root)),
+    };
+    let beside = mounts::cgroup1_roots(&mounts);
+    told.into_iter()
+        .chain(beside.iter().filter_map(|root| find_kubepods(root)))
+        .collect()
+}
+
 /// The nearest folder below `root` that kubelet made for all pods.
 pub(super) fn find_kubepods(root: &Path) -> Option<PathBuf> {
     let mut waiting = VecDeque::from([(root.to_owned(), 0)]);

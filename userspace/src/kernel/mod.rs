@@ -39,6 +39,7 @@ use warren_common::{
     tables::{Cookie, NodeFacts, PortKey, Present, ServiceKey},
 };
 
+pub use cgroup::kubepods_folders;
 pub use config::{KernelConfig, Sizes, Tcx};
 pub use error::{AttachError, MapError, OpenError};
 pub use netlink::NetlinkError;
@@ -61,6 +62,7 @@ pub struct Kernel {
     pods: Mutex<PodTables>,
     counters: Counters,
     adopted: Vec<AdoptedPod>,
+    unfinished: Vec<u32>,
 }
 
 /// What a pod does with plaintext that arrives.
@@ -234,6 +236,12 @@ impl Kernel {
     /// The pods found steered when the state was opened. Until `set_listeners` their mesh connections are refused.
     pub fn adopted_pods(&self) -> Vec<AdoptedPod> {
         self.adopted.clone()
+    }
+
+    /// The inodes of the namespaces where programs were found, but no steering: an earlier daemon ended in the middle of a
+    /// capture or release. Their programs are gone now; rules, routes and sysctls may still be there.
+    pub fn unfinished_pods(&self) -> Vec<u32> {
+        self.unfinished.clone()
     }
 }
 

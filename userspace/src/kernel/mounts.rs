@@ -13,6 +13,14 @@ pub(super) fn cgroup2_root(mounts: &str) -> Option<PathBuf> {
         .map(|mount| mount.path)
 }
 
+/// The roots of v1's hierarchies, where there are any.
+pub(super) fn cgroup1_roots(mounts: &str) -> Vec<PathBuf> {
+    visible(mounts)
+        .filter(|mount| mount.kind == "cgroup")
+        .map(|mount| mount.path)
+        .collect()
+}
+
 struct Mount<'a> {
     path: PathBuf,
     kind: &'a str,
@@ -101,6 +109,9 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         ] {
             assert_eq!(cgroup2_root(mounts).as_deref(), root.map(Path::new), "{name}");
         }
+        let beside = ["cpu", "memory", "systemd"].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        assert_eq!(cgroup1_roots(HYBRID), beside);
+        assert_eq!(cgroup1_roots(UBUNTU), [PathBuf::new(); 0]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
     let cluster = ClusterTables::adopt(&mut ebpf, &loading)?;
     let mut pods = PodTables::adopt(&mut ebpf, &loading)?;
     let counters = Counters::adopt(&mut ebpf)?;
-    let adopted = adopt_pods(&pins, &mut pods)?;
+    let (adopted, unfinished) = adopt_pods(&pins, &mut pods)?;
 
     attach_to_node(&mut ebpf, &cgroup, &pins)?;
     let guard_id = load_guard(&mut ebpf)?;
@@ -69,6 +69,7 @@ pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
         pods: Mutex::new(pods),
         counters,
         adopted,
+        unfinished,
     })
 }
 
@@ -86,8 +87,8 @@ fn kernel_version() -> Result<KernelVersion, OpenError> {
 }
 
 /// The pods that are still there. The others' pins and entries are removed: those whose namespace is gone, and those
-/// that were not steered yet (or no longer) when the earlier daemon ended.
-fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<Vec<AdoptedPod>, OpenError> {
+/// that were not steered yet (or no longer) when the earlier daemon ended; of the latter the namespaces' inodes.
+fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<(Vec<AdoptedPod>, Vec<u32>), OpenError> {
     let pinned = pins.pinned_pods().map_err(|source| OpenError::Pin {
         path: pins.maps(),
         source,
@@ -99,14 +100,18 @@ fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<Vec<AdoptedPod>, Open
             Target::Cgroup { .. } | Target::Interface { .. } | Target::Other => None,
         }
     };
+    let mut unfinished = Vec::new();
     for pod in pinned {
-        if namespace(pod) == Some(0) || !pods.numbered.contains_key(&pod) {
+        let inode = namespace(pod);
+        let is_steered = pods.numbered.contains_key(&pod);
+        if inode == Some(0) || !is_steered {
+            unfinished.extend(inode.filter(|inode| *inode != 0));
             let path = pins.pod(pod);
             pins::remove_folder(&path).map_err(|source| OpenError::Pin { path, source })?;
             pods.forget(pod)?;
         }
     }
-    Ok(pods
+    let adopted = pods
         .numbered
         .iter()
         .map(|(number, numbered)| AdoptedPod {
@@ -114,7 +119,8 @@ fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<Vec<AdoptedPod>, Open
             cookie: numbered.cookie,
             inode: namespace(*number).unwrap_or(0),
         })
-        .collect())
+        .collect();
+    Ok((adopted, unfinished))
 }
 
 /// Loads and attaches what serves all pods. An earlier daemon's programs serve until the moment ours take their place.

@@ -3,6 +3,7 @@
 
 mod endpoints;
 mod pods;
+mod sandboxes;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use crate::mesh::{
 use endpoints::Services;
 use ipnet::IpNet;
 use pods::Pods;
+use sandboxes::Sandboxes;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -57,6 +59,7 @@ pub struct Index {
     nodes: HashMap<Arc<str>, Node>,
     service_ranges: BTreeMap<Arc<str>, Vec<IpNet>>,
     pods: Pods,
+    sandboxes: Sandboxes,
     services: Services,
     snapshot: MeshSnapshot,
     changed: bool,
@@ -66,6 +69,8 @@ pub struct Index {
     derived: BTreeMap<ObjectRef, Vec<Finding>>,
     findings_changed: bool,
 }
+
+pub use sandboxes::Sandbox;
 
 /// A pod's or slice's namespace and name.
 type Name = (Arc<str>, Arc<str>);
@@ -83,6 +88,7 @@ impl Index {
             nodes: HashMap::new(),
             service_ranges: BTreeMap::new(),
             pods: Pods::default(),
+            sandboxes: Sandboxes::default(),
             services: Services::default(),
             snapshot,
             changed: true,
@@ -153,7 +159,13 @@ impl Index {
                     .remove(&object.namespace, &object.name)
                     .is_some();
             }
-            Kind::Pod => self.set_pod((Arc::clone(&object.namespace), Arc::clone(&object.name)), None),
+            Kind::Pod => {
+                let name = (Arc::clone(&object.namespace), Arc::clone(&object.name));
+                if let Some(uid) = self.pods.pod(&name).and_then(|pod| pod.uid.clone()) {
+                    self.forget_sandbox(&uid);
+                }
+                self.set_pod(name, None);
+            }
             Kind::EndpointSlice => self.set_slice((Arc::clone(&object.namespace), Arc::clone(&object.name)), None),
             Kind::Service => {
                 let key = ServiceKey {
@@ -230,6 +242,7 @@ impl Index {
             },
             Kind::Pod => {
                 let pod = Pod::read(meta, object, findings)?;
+                let pod = pod.map(|pod| self.sandboxes.complete(pod));
                 self.set_pod(name, pod);
             }
             Kind::EndpointSlice => {

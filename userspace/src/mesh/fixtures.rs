@@ -32,6 +32,7 @@ pub(crate) fn workload(namespace: &str, name: &str, address: &str) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        runtime_class: None,
     }
 }
 

@@ -48,8 +48,10 @@ pub struct Workload {
     pub host_network: bool,
     /// The wish: labels say that its own node should capture it.
     pub enrolled: bool,
-    /// The pod's network namespace, from the directory source alone.
+    /// Where the pod's network namespace is mounted: a manifest's word, or what the container runtime said to the CNI plugin.
     pub netns: Option<PathBuf>,
+    /// `spec.runtimeClassName`.
+    pub runtime_class: Option<Arc<str>>,
 }
 
 impl Workload {

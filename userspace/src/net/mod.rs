@@ -2,6 +2,7 @@
 //! its business.
 
 mod dial;
+mod host;
 mod listen;
 pub mod marks;
 mod namespace;
@@ -10,5 +11,6 @@ mod options;
 pub(crate) mod testing;
 
 pub use dial::{DialError, abort, deliver, dial_mesh, dial_plain};
+pub use host::{HostRoot, Process};
 pub use listen::{ListenError, Moved, PodListeners, PodPorts, Role, listen};
 pub use namespace::{Namespace, NamespaceError};

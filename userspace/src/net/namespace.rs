@@ -57,9 +57,14 @@ fn is_on_nsfs(file: &File) -> bool {
 impl Namespace {
     /// Opens the namespace that is mounted at `path` (as `/run/netns/x` or `/proc/1/ns/net`).
     pub fn open(path: &Path) -> Result<Self, NamespaceError> {
-        let file = File::open(path).map_err(|source| {
+        Self::from_opened(File::open(path), path)
+    }
+
+    /// What was opened, or not, at `path`.
+    pub(super) fn from_opened(opened: io::Result<File>, path: &Path) -> Result<Self, NamespaceError> {
+        let file = opened.map_err(|source| {
             let path = path.to_owned();
-            if source.kind() == io::ErrorKind::NotFound {
+            if source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH) {
                 NamespaceError::Gone { path }
             } else {
                 NamespaceError::Open { path, source }

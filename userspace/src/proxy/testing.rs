@@ -182,6 +182,7 @@ pub(super) fn workload(name: &str, address: &str) -> Workload {
         host_network: false,
         enrolled: true,
         netns: None,
+        runtime_class: None,
     }
 }
 

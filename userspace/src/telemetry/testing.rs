@@ -37,6 +37,7 @@ pub(super) fn workload(uid: &str, pod: &str, owner: &str, labels: &[(&str, &str)
         host_network: false,
         enrolled: true,
         netns: None,
+        runtime_class: None,
     }
 }
 

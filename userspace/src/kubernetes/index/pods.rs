@@ -143,7 +143,7 @@ impl Index {
     }
 
     /// The workload of one pod, from its pod, namespace and node.
-    fn refresh_pod(&mut self, name: &Name) {
+    pub(super) fn refresh_pod(&mut self, name: &Name) {
         let Some(entry) = self.pods.by_name.get(name) else {
             return;
         };
@@ -252,7 +252,11 @@ impl Index {
             protocol: if speaks_hbone { Protocol::Hbone } else { Protocol::Tcp },
             host_network: pod.host_network,
             enrolled,
-            netns: pod.netns.clone().filter(|_| self.settings.source == Source::Directory),
+            netns: match self.settings.source {
+                Source::Directory => pod.netns.clone(),
+                Source::ApiServer => self.sandboxes.of(pod.uid.as_ref()).map(|sandbox| sandbox.netns.clone()),
+            },
+            runtime_class: pod.runtime_class.clone(),
         }
     }
 
@@ -291,6 +295,10 @@ impl Index {
 }
 
 impl Pods {
+    pub(super) fn pod(&self, name: &Name) -> Option<&Pod> {
+        Some(&self.by_name.get(name)?.pod)
+    }
+
     /// Whose address it is: a pod's of its own before a host's, then the running one's, the newest one's.
     fn owner(&self, address: IpAddr) -> Option<&Name> {
         let claims = self.claims.get(&address)?;

@@ -29,6 +29,7 @@ pub(in crate::kubernetes) struct Pod {
     pub(in crate::kubernetes) service_account: Arc<str>,
     pub(in crate::kubernetes) node: Option<Arc<str>>,
     pub(in crate::kubernetes) host_network: bool,
+    pub(in crate::kubernetes) runtime_class: Option<Arc<str>>,
     pub(in crate::kubernetes) addresses: Vec<IpAddr>,
     pub(in crate::kubernetes) phase: Phase,
     pub(in crate::kubernetes) owner: Arc<str>,
@@ -82,6 +83,7 @@ impl Pod {
                 .filter(|node| !node.is_empty())
                 .map(Into::into),
             host_network,
+            runtime_class: spec.get("runtimeClassName").text(findings).map(Into::into),
             addresses,
             phase,
             owner: owner.unwrap_or_else(|| Arc::clone(&meta.name)),
