@@ -10,7 +10,7 @@ use super::{
     svid::Svid,
     verify::verify_peer,
 };
-use crate::mesh::SpiffeId;
+use crate::{mesh::SpiffeId, telemetry::CaOutcome};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -42,6 +42,7 @@ pub(super) struct Keeper<I> {
     settings: StoreSettings,
     wants: watch::Receiver<BTreeSet<SpiffeId>>,
     publish: watch::Sender<Published>,
+    trusting: watch::Sender<Option<Arc<Trust>>>,
     trust: Option<Arc<Trust>>,
     /// What the root file last held, or why it could not be read: each is reported once.
     seen: Option<Result<Vec<u8>, String>>,
@@ -57,6 +58,7 @@ impl<I: Issue> Keeper<I> {
         settings: StoreSettings,
         wants: watch::Receiver<BTreeSet<SpiffeId>>,
         publish: watch::Sender<Published>,
+        trusting: watch::Sender<Option<Arc<Trust>>>,
     ) -> Self {
         Self {
             issuer: Arc::new(issuer),
@@ -64,6 +66,7 @@ impl<I: Issue> Keeper<I> {
             settings,
             wants,
             publish,
+            trusting,
             trust: None,
             seen: None,
             rotations: HashMap::new(),
@@ -129,7 +132,10 @@ impl<I: Issue> Keeper<I> {
             let task = self.fetching.spawn(async move {
                 match timeout(ISSUE_DEADLINE, issuer.issue(&key, &wanted)).await {
                     Ok(Ok(chain)) => Ok(chain),
-                    Ok(Err(error)) => Err(FetchError::Issue(Box::new(error))),
+                    Ok(Err(error)) => Err(FetchError::Issue {
+                        outcome: I::outcome(&error),
+                        source: Box::new(error),
+                    }),
                     Err(_) => Err(FetchError::Deadline),
                 }
             });
@@ -157,7 +163,14 @@ impl<I: Issue> Keeper<I> {
             return; // no longer wanted
         };
         let Some(trust) = &self.trust else { return };
-        match chain.and_then(|chain| accept(&id, chain, &self.key, trust)) {
+        let arrived = chain.and_then(|chain| accept(&id, chain, &self.key, trust));
+        let outcome = arrived
+            .as_ref()
+            .map_or_else(FetchError::outcome, |_| Some(CaOutcome::Signed));
+        if let (Some(metrics), Some(outcome)) = (&self.settings.metrics, outcome) {
+            metrics.gauges.ca_request(outcome);
+        }
+        match arrived {
             Ok(svid) => {
                 rotation.issued(now, svid.not_after(), rand::random());
                 info!(%id, serial = svid.serial(), renewal_in = ?until(now, rotation.due()), "certificate issued");
@@ -244,8 +257,8 @@ impl<I: Issue> Keeper<I> {
                     Err(error) => entry.failure = Some(Arc::new(FetchError::Unusable(error))),
                 }
             }
-            table.trust = Some(trust.clone());
         });
+        self.trusting.send_replace(Some(trust.clone()));
         self.trust = Some(trust);
     }
 }

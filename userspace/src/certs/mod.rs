@@ -3,10 +3,12 @@
 //! (`controller`).
 
 pub mod authority;
+pub mod belief;
 pub mod bundle;
 pub mod issuer;
 mod keeper;
 pub mod key;
+mod names;
 pub mod rotation;
 pub mod store;
 pub mod svid;
@@ -21,6 +23,7 @@ mod store_tests;
 pub(crate) mod testing;
 
 pub use authority::Authority;
+pub use belief::{Distrust, Proof, TrustWatch};
 pub use bundle::{Trust, TrustBundle};
 pub use store::{CertError, CertStore, CertificateSummary};
 pub use svid::Svid;

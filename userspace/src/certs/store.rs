@@ -2,13 +2,17 @@
 //! Not here: the task that fetches and renews them (`keeper`).
 
 use super::{
+    belief::TrustWatch,
     bundle::Trust,
     keeper::{ISSUE_DEADLINE, Keeper},
     key::DaemonKey,
     svid::{Svid, SvidError},
     verify::PeerRejected,
 };
-use crate::mesh::{SpiffeId, TrustDomain};
+use crate::{
+    mesh::{SpiffeId, TrustDomain},
+    telemetry::{CaOutcome, Metrics},
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,6 +35,9 @@ pub trait Issue: Send + Sync + 'static {
         key: &DaemonKey,
         id: &SpiffeId,
     ) -> impl Future<Output = Result<Vec<CertificateDer<'static>>, Self::Error>> + Send;
+
+    /// How a request that failed is counted.
+    fn outcome(error: &Self::Error) -> CaOutcome;
 }
 
 #[derive(Debug, Clone)]
@@ -41,6 +48,8 @@ pub struct StoreSettings {
     pub ca_root: PathBuf,
     /// How often the file is looked at.
     pub reread: Duration,
+    /// Where requests to the CA are counted.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 /// Gives connections their certificates. Cheap to clone.
@@ -48,6 +57,7 @@ pub struct StoreSettings {
 pub struct CertStore {
     wanted: Arc<watch::Sender<BTreeSet<SpiffeId>>>,
     published: watch::Receiver<Published>,
+    trust: watch::Receiver<Option<Arc<Trust>>>,
     patience: Duration,
 }
 
@@ -70,7 +80,10 @@ pub enum FetchError {
     #[error("the trust bundle {path} cannot be used", path = path.display())]
     NoTrust { path: PathBuf },
     #[error("the CA did not issue it")]
-    Issue(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Issue {
+        outcome: CaOutcome,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the CA did not answer within {} s", ISSUE_DEADLINE.as_secs())]
     Deadline,
     #[error("peers would refuse what the CA issued")]
@@ -79,6 +92,18 @@ pub enum FetchError {
     Unusable(#[source] SvidError),
     #[error("the request ended unexpectedly")]
     Panicked,
+}
+
+impl FetchError {
+    /// How it is counted; `None` where the CA was not asked.
+    pub(super) fn outcome(&self) -> Option<CaOutcome> {
+        match self {
+            Self::NoTrust { .. } => None,
+            Self::Issue { outcome, .. } => Some(*outcome),
+            Self::Deadline => Some(CaOutcome::Unavailable),
+            Self::Unacceptable(_) | Self::Unusable(_) | Self::Panicked => Some(CaOutcome::Unusable),
+        }
+    }
 }
 
 /// One line of the table of certificates.
@@ -114,7 +139,6 @@ pub enum CertificateStatus {
 /// What the keeper knows, for everybody to read.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    pub(super) trust: Option<Arc<Trust>>,
     pub(super) entries: HashMap<SpiffeId, Entry>,
 }
 
@@ -146,11 +170,13 @@ impl CertStore {
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (wanted, wants) = watch::channel(BTreeSet::new());
         let (publish, published) = watch::channel(Published::default());
-        let keeper = Keeper::new(issuer, key, settings, wants, publish);
+        let (trusting, trust) = watch::channel(None);
+        let keeper = Keeper::new(issuer, key, settings, wants, publish, trusting);
         (
             Self {
                 wanted: Arc::new(wanted),
                 published,
+                trust,
                 patience: PATIENCE,
             },
             keeper.run(stop),
@@ -176,10 +202,12 @@ impl CertStore {
             .find_map(|entry| entry.svid.as_ref())
             .map(|svid| svid.trust().clone());
         let wanted = watch::Sender::new(entries.keys().cloned().collect());
-        let published = watch::Sender::new(Published { trust, entries }).subscribe();
+        let published = watch::Sender::new(Published { entries }).subscribe();
+        let trust = watch::Sender::new(trust).subscribe();
         Self {
             wanted: Arc::new(wanted),
             published,
+            trust,
             patience: Duration::ZERO,
         }
     }
@@ -214,7 +242,12 @@ impl CertStore {
 
     /// What every peer of this node is checked against, once it is known.
     pub fn trust(&self) -> Option<Arc<Trust>> {
-        self.published.borrow().trust.clone()
+        self.trust.borrow().clone()
+    }
+
+    /// The same, followed: to be taken before the handshake that it is for.
+    pub fn watch_trust(&self) -> TrustWatch {
+        TrustWatch::new(self.trust.clone())
     }
 
     /// Every certificate, leaves by name and then roots.
@@ -227,7 +260,8 @@ impl CertStore {
             .map(|(id, entry)| summary(id, entry, now))
             .collect();
         lines.sort_by(|a, b| a.name.cmp(&b.name));
-        let roots = published.trust.iter().flat_map(|trust| trust.bundle.roots());
+        let trust = self.trust.borrow();
+        let roots = trust.iter().flat_map(|trust| trust.bundle.roots());
         lines.extend(roots.map(|root| {
             let (not_before, not_after) = (system_time(root.not_before), system_time(root.not_after));
             CertificateSummary {

@@ -8,7 +8,10 @@ use super::{
     store::{CertError, CertStore, CertificateKind, CertificateStatus, FetchError, Issue, Published, StoreSettings},
     verify::PeerRejected,
 };
-use crate::mesh::{SpiffeId, TrustDomain};
+use crate::{
+    mesh::{SpiffeId, TrustDomain},
+    telemetry::CaOutcome,
+};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
     collections::BTreeSet,
@@ -58,6 +61,10 @@ impl Issue for FakeCa {
         let roots = authority.bundle().roots().iter().map(|root| root.der.clone());
         Ok(signed.chain.into_iter().chain(roots).collect())
     }
+
+    fn outcome(_: &Away) -> CaOutcome {
+        CaOutcome::Unavailable
+    }
 }
 
 /// A store whose task runs as long as this lives.
@@ -81,6 +88,7 @@ fn settings(ca_root: PathBuf) -> StoreSettings {
         trust_domains,
         ca_root,
         reread: Duration::from_millis(20),
+        metrics: None,
     }
 }
 
@@ -235,7 +243,7 @@ async fn a_certificate_is_kept_while_valid_when_the_ca_is_away_and_never_after()
     eventually("it expired", || !node.store.list()[0].valid).await;
     node.store.be_patient_for(Duration::from_millis(50));
     let error = node.store.get(&id("web")).await.unwrap_err();
-    assert!(matches!(&error, CertError::Unavailable { source, .. } if matches!(**source, FetchError::Issue(_))));
+    assert!(matches!(&error, CertError::Unavailable { source, .. } if matches!(**source, FetchError::Issue { .. })));
     let CertificateStatus::Unavailable(why) = &node.store.list()[0].status else {
         panic!("available")
     };
@@ -313,12 +321,14 @@ async fn a_new_trust_bundle_counts_at_once() {
 #[tokio::test]
 async fn a_broken_trust_bundle_changes_nothing() {
     let node = Node::start(Duration::from_secs(3600));
-    let (publish, published) = watch::channel(Published::default());
+    let (publish, _published) = watch::channel(Published::default());
+    let (trusting, trusted) = watch::channel(None);
     let (_wanted, wants) = watch::channel(BTreeSet::new());
     let key = DaemonKey::generate().unwrap();
-    let mut keeper = Keeper::new(node.ca.clone(), key, settings(node.root.clone()), wants, publish);
+    let settings = settings(node.root.clone());
+    let mut keeper = Keeper::new(node.ca.clone(), key, settings, wants, publish, trusting);
     keeper.reread_bundle().await;
-    let good = published.borrow().trust.clone().unwrap();
+    let good = trusted.borrow().clone().unwrap();
     for broken in [
         "",
         "broken",
@@ -326,14 +336,14 @@ async fn a_broken_trust_bundle_changes_nothing() {
     ] {
         fs::write(&node.root, broken).unwrap();
         keeper.reread_bundle().await;
-        assert!(Arc::ptr_eq(published.borrow().trust.as_ref().unwrap(), &good));
+        assert!(Arc::ptr_eq(trusted.borrow().as_ref().unwrap(), &good));
     }
     fs::remove_file(&node.root).unwrap();
     keeper.reread_bundle().await;
-    assert!(Arc::ptr_eq(published.borrow().trust.as_ref().unwrap(), &good));
+    assert!(Arc::ptr_eq(trusted.borrow().as_ref().unwrap(), &good));
     fs::write(&node.root, root_pem(&[&new_ca()])).unwrap();
     keeper.reread_bundle().await;
-    assert!(!Arc::ptr_eq(published.borrow().trust.as_ref().unwrap(), &good));
+    assert!(!Arc::ptr_eq(trusted.borrow().as_ref().unwrap(), &good));
 }
 
 #[tokio::test]

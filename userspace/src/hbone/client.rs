@@ -5,8 +5,11 @@ use super::{
     handshake::{self, HandshakeError, Wire},
     keepalive::{Beat, Keepalive},
     settings::HboneSettings,
+    stream::Link,
 };
+use crate::certs::{Distrust, TrustWatch};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use h2::client::{Builder, Connection, SendRequest};
 use rustls::ClientConfig;
 use std::{
@@ -15,6 +18,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::Poll,
+    time::{Duration, SystemTime},
 };
 use tokio::{net::TcpStream, time::timeout};
 
@@ -30,6 +34,8 @@ pub enum ConnectionEnd {
     #[error("the daemon is going away")]
     Cut,
     #[error("{0}")]
+    Distrusted(Distrust),
+    #[error("{0}")]
     Broken(String),
 }
 
@@ -37,11 +43,16 @@ pub enum ConnectionEnd {
 pub(super) struct Opened {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) driver: Driver,
+    pub(super) link: Arc<Link>,
+    /// How long the peer's certificate lives.
+    pub(super) peer_left: Duration,
 }
 
 pub(super) struct Driver {
     connection: Connection<Wire, Bytes>,
     keepalive: Keepalive,
+    link: Arc<Link>,
+    distrust: BoxFuture<'static, Distrust>,
 }
 
 /// TLS and HTTP/2 over `tcp`. The peer's SETTINGS are not waited for, so that the first CONNECT leaves at once.
@@ -52,9 +63,10 @@ pub(super) async fn open(
     tcp: TcpStream,
     server: IpAddr,
     config: Arc<ClientConfig>,
+    trust: TrustWatch,
     settings: &HboneSettings,
 ) -> Result<Opened, HandshakeError> {
-    let wire = handshake::connect(tcp, server, config, settings.handshake_deadline).await?;
+    let (wire, proof) = handshake::connect(tcp, server, config, settings.handshake_deadline).await?;
     let mut builder = Builder::new();
     builder
         .enable_push(false)
@@ -75,9 +87,17 @@ pub(super) async fn open(
     // There is exactly one caller, so the handle is always there.
     let ping = ping.ok_or_else(|| HandshakeError::Http2(h2::Reason::INTERNAL_ERROR.into()))?;
     let keepalive = Keepalive::new(ping, settings);
+    let link = Arc::new(Link::new());
     Ok(Opened {
         sender,
-        driver: Driver { connection, keepalive },
+        peer_left: proof.left(SystemTime::now()),
+        driver: Driver {
+            connection,
+            keepalive,
+            link: Arc::clone(&link),
+            distrust: Box::pin(trust.distrust(proof)),
+        },
+        link,
     })
 }
 
@@ -90,6 +110,10 @@ impl Driver {
                 Poll::Ready(Ok(())) => return Poll::Ready(ConnectionEnd::Closed),
                 Poll::Ready(Err(error)) => return Poll::Ready(ConnectionEnd::Broken(error.to_string())),
                 Poll::Pending => {}
+            }
+            if let Poll::Ready(distrust) = self.distrust.as_mut().poll(cx) {
+                self.link.distrust(distrust.clone());
+                return Poll::Ready(ConnectionEnd::Distrusted(distrust));
             }
             while let Poll::Ready(beat) = self.keepalive.poll_beat(cx) {
                 match beat {

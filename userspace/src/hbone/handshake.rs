@@ -3,11 +3,11 @@
 
 use super::readahead::ReadAhead;
 use crate::{
-    certs::{self, PeerRejected},
+    certs::{self, PeerRejected, Proof},
     mesh::SpiffeId,
 };
 use rustls::{AlertDescription, ClientConfig, InvalidMessage, PeerIncompatible, ServerConfig};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -122,13 +122,15 @@ pub(super) async fn connect(
     server: IpAddr,
     config: Arc<ClientConfig>,
     deadline: Duration,
-) -> Result<Wire, HandshakeError> {
+) -> Result<(Wire, Proof), HandshakeError> {
     prepare(&tcp);
     let name = ServerName::IpAddress(server.into());
     match timeout(deadline, TlsConnector::from(config).connect(name, ReadAhead::new(tcp))).await {
         Ok(Ok(mut stream)) => {
-            stream.get_mut().1.set_buffer_limit(Some(WRITE_BEHIND));
-            Ok(TlsStream::Client(stream))
+            let (_, tls) = stream.get_mut();
+            let proof = proof(tls.peer_certificates())?;
+            tls.set_buffer_limit(Some(WRITE_BEHIND));
+            Ok((TlsStream::Client(stream), proof))
         }
         Ok(Err(error)) => Err(HandshakeError::from_io(error)),
         Err(_) => Err(HandshakeError::Timeout(deadline)),
@@ -140,7 +142,7 @@ pub(super) async fn accept(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
     deadline: Duration,
-) -> Result<(Wire, SpiffeId), HandshakeError> {
+) -> Result<(Wire, SpiffeId, Proof), HandshakeError> {
     prepare(&tcp);
     let tls = TlsAcceptor::from(config).accept(ReadAhead::new(tcp));
     let mut stream = match timeout(deadline, tls).await {
@@ -148,11 +150,18 @@ pub(super) async fn accept(
         Ok(Err(error)) => return Err(HandshakeError::from_io(error)),
         Err(_) => return Err(HandshakeError::Timeout(deadline)),
     };
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let (_, tls) = stream.get_mut();
+    let leaf = tls.peer_certificates().and_then(|chain| chain.first());
     let leaf = leaf.ok_or(HandshakeError::Peer(PeerRejected::NoCertificate))?;
     let peer = certs::peer_id(leaf).map_err(HandshakeError::Peer)?;
-    stream.get_mut().1.set_buffer_limit(Some(WRITE_BEHIND));
-    Ok((TlsStream::Server(stream), peer))
+    let proof = proof(tls.peer_certificates())?;
+    tls.set_buffer_limit(Some(WRITE_BEHIND));
+    Ok((TlsStream::Server(stream), peer, proof))
+}
+
+fn proof(chain: Option<&[CertificateDer<'_>]>) -> Result<Proof, HandshakeError> {
+    let proof = chain.and_then(Proof::of);
+    proof.ok_or(HandshakeError::Peer(PeerRejected::NoCertificate))
 }
 
 fn prepare(tcp: &TcpStream) {

@@ -9,9 +9,9 @@ use super::{
     handshake::HandshakeError,
     headers,
     settings::HboneSettings,
-    stream::{Meter, Tunnel, TunnelEnd},
+    stream::{Link, Tunnel, TunnelEnd},
 };
-use crate::{mesh::SpiffeId, net::DialError, shutdown::Shutdown};
+use crate::{certs::TrustWatch, mesh::SpiffeId, net::DialError, shutdown::Shutdown};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use h2::client::SendRequest;
@@ -64,6 +64,8 @@ pub enum PoolError {
 pub struct Dialled {
     pub tcp: TcpStream,
     pub config: Arc<ClientConfig>,
+    /// Taken before `config` was made.
+    pub trust: TrustWatch,
     /// The connection takes no new tunnels from then on: its certificate ends.
     pub retire_at: Option<Instant>,
 }
@@ -111,7 +113,7 @@ struct Dialling {
 struct Pooled {
     sender: SendRequest<Bytes>,
     tunnels: AtomicUsize,
-    meter: Arc<Meter>,
+    link: Arc<Link>,
     born: Instant,
     /// When the last tunnel ended, in milliseconds after `born`.
     idle_since: Mutex<Instant>,
@@ -157,8 +159,8 @@ impl Pool {
             let mut sender = lease.0.sender.clone();
             match sender.send_request(attempt, false) {
                 Ok((answer, send)) => {
-                    let meter = Arc::clone(&lease.0.meter);
-                    return Ok(Tunnel::opened(send, answer, meter, lease));
+                    let link = Arc::clone(&lease.0.link);
+                    return Ok(Tunnel::opened(send, answer, link, lease));
                 }
                 Err(error) => {
                     let end = ConnectionEnd::Broken(error.to_string());
@@ -244,7 +246,7 @@ impl Peer {
             .connections
             .iter()
             .filter(room)
-            .filter(|c| !c.meter.is_bulk())
+            .filter(|c| !c.link.meter.is_bulk())
             .min_by_key(load);
         let roomy = self.connections.iter().filter(room).min_by_key(load);
         let count = self.connections.len();
@@ -288,7 +290,12 @@ impl Shared {
 
     async fn connect(self: Arc<Self>, key: &PeerKey, attempt: &Arc<Dialling>) {
         let opened = match self.dial.dial(key, self.settings.connect_deadline).await {
-            Ok(Dialled { tcp, config, retire_at }) => client::open(tcp, key.next_hop.ip(), config, &self.settings)
+            Ok(Dialled {
+                tcp,
+                config,
+                trust,
+                retire_at,
+            }) => client::open(tcp, key.next_hop.ip(), config, trust, &self.settings)
                 .await
                 .map(|opened| (opened, retire_at))
                 .map_err(|error| PoolError::Handshake(Arc::new(error))),
@@ -299,13 +306,15 @@ impl Shared {
             Err(error) => return self.conclude(key, attempt, Err(error)),
         };
         let now = Instant::now();
+        // The peer's certificate ends the connection, so tunnels that begin here have as long again to come to their end.
+        let peer_retires = now.checked_add(opened.peer_left / 2);
         let pooled = Arc::new(Pooled {
             sender: opened.sender,
             tunnels: AtomicUsize::new(0),
-            meter: Arc::new(Meter::new()),
+            link: Arc::clone(&opened.link),
             born: now,
             idle_since: Mutex::new(now),
-            retire_at,
+            retire_at: retire_at.into_iter().chain(peer_retires).min(),
             end: OnceLock::new(),
         });
         if !self.closed.load(Ordering::Relaxed) {

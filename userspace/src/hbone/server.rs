@@ -7,10 +7,14 @@ use super::{
     headers::{self, RequestRefusal},
     keepalive::{Beat, Keepalive},
     settings::HboneSettings,
-    stream::{Meter, Tunnel, TunnelEnd},
+    stream::{Link, Tunnel, TunnelEnd},
 };
-use crate::mesh::SpiffeId;
+use crate::{
+    certs::{Distrust, TrustWatch},
+    mesh::SpiffeId,
+};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use h2::{
     RecvStream,
     server::{Builder, Connection, SendResponse},
@@ -20,12 +24,15 @@ use rustls::ServerConfig;
 use std::{
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::Poll,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Sleep, sleep, timeout},
+};
 
 /// Both ends of an accepted connection, as TCP and TLS know them.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ pub struct Incoming {
     pub target: SocketAddr,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-    meter: Arc<Meter>,
+    link: Arc<Link>,
 }
 
 impl Incoming {
@@ -60,7 +67,7 @@ impl Incoming {
             .respond
             .send_response(Response::new(()), false)
             .map_err(|e| TunnelEnd::from_h2(&e))?;
-        Ok(Tunnel::accepted(send, self.body, self.meter))
+        Ok(Tunnel::accepted(send, self.body, self.link))
     }
 
     /// Tells the client that there will be no tunnel. What it has sent already is thrown away.
@@ -88,6 +95,9 @@ pub struct Server {
     keepalive: Keepalive,
     caller: Arc<Caller>,
     settings: Arc<HboneSettings>,
+    /// When the client is asked to open another connection, since its certificate ends.
+    retire: Pin<Box<Sleep>>,
+    distrust: BoxFuture<'static, Distrust>,
 }
 
 /// TLS and HTTP/2 over `tcp`, which was dialled as `dialled` from `address`.
@@ -99,10 +109,11 @@ pub async fn accept(
     address: SocketAddr,
     dialled: SocketAddr,
     config: Arc<ServerConfig>,
+    trust: TrustWatch,
     settings: Arc<HboneSettings>,
 ) -> Result<Server, HandshakeError> {
     let deadline = settings.handshake_deadline;
-    let (wire, peer) = handshake::accept(tcp, config, deadline).await?;
+    let (wire, peer, proof) = handshake::accept(tcp, config, deadline).await?;
     let mut builder = Builder::new();
     builder
         .initial_window_size(settings.stream_window)
@@ -128,6 +139,8 @@ pub async fn accept(
         keepalive,
         caller,
         settings,
+        retire: Box::pin(sleep(proof.left(SystemTime::now()) / 2)),
+        distrust: Box::pin(trust.distrust(proof)),
     })
 }
 
@@ -147,17 +160,23 @@ impl Server {
         let mut draining = pin!(draining);
         let mut drains = false;
         let mut busy_at = Instant::now();
-        let meter = Arc::new(Meter::new());
+        let link = Arc::new(Link::new());
         let Self {
             connection,
             keepalive,
             caller,
             settings,
+            retire,
+            distrust,
         } = &mut self;
         poll_fn(|cx| {
-            if !drains && draining.as_mut().poll(cx).is_ready() {
+            if !drains && (draining.as_mut().poll(cx).is_ready() || retire.as_mut().poll(cx).is_ready()) {
                 drains = true;
                 connection.graceful_shutdown();
+            }
+            if let Poll::Ready(distrust) = distrust.as_mut().poll(cx) {
+                link.distrust(distrust.clone());
+                return Poll::Ready(ConnectionEnd::Distrusted(distrust));
             }
             loop {
                 match connection.poll_accept(cx) {
@@ -172,7 +191,7 @@ impl Server {
                                 caller: Arc::clone(caller),
                                 body: request.into_body(),
                                 respond,
-                                meter: Arc::clone(&meter),
+                                link: Arc::clone(&link),
                             })),
                             Err(refusal) => {
                                 refuse(&mut respond, refusal);

@@ -2,6 +2,7 @@
 //! (`proxy::relay`).
 
 use super::pool::Lease;
+use crate::certs::Distrust;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use http::StatusCode;
@@ -9,7 +10,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -26,6 +27,9 @@ pub enum TunnelEnd {
     Reset(Reason),
     #[error("the connection to the peer ended: {0}")]
     Lost(String),
+    /// We ended the connection.
+    #[error("connection closed because the peer is no longer trusted: {0}")]
+    Distrusted(Distrust),
 }
 
 impl TunnelEnd {
@@ -34,6 +38,28 @@ impl TunnelEnd {
             Some(reason) if error.is_reset() => Self::Reset(reason),
             _ => Self::Lost(error.to_string()),
         }
+    }
+}
+
+/// What the tunnels of one connection share.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) meter: Meter,
+    distrusted: OnceLock<Distrust>,
+}
+
+impl Link {
+    pub(super) fn new() -> Self {
+        Self {
+            meter: Meter::new(),
+            distrusted: OnceLock::new(),
+        }
+    }
+
+    /// To be said before the connection ends, so that its tunnels know why.
+    pub(super) fn distrust(&self, why: Distrust) {
+        // The first reason is the true one.
+        let _ = self.distrusted.set(why);
     }
 }
 
@@ -86,27 +112,35 @@ pub struct Tunnel {
     receiving: Receiving,
     moved: usize,
     portion_since: Instant,
-    meter: Arc<Meter>,
+    link: Arc<Link>,
     _lease: Option<Lease>,
 }
 
 impl Tunnel {
-    pub(super) fn opened(send: SendStream<Bytes>, answer: ResponseFuture, meter: Arc<Meter>, lease: Lease) -> Self {
-        Self::new(send, Receiving::Answer(answer), meter, Some(lease))
+    pub(super) fn opened(send: SendStream<Bytes>, answer: ResponseFuture, link: Arc<Link>, lease: Lease) -> Self {
+        Self::new(send, Receiving::Answer(answer), link, Some(lease))
     }
 
-    pub(super) fn accepted(send: SendStream<Bytes>, body: RecvStream, meter: Arc<Meter>) -> Self {
-        Self::new(send, Receiving::Body(body), meter, None)
+    pub(super) fn accepted(send: SendStream<Bytes>, body: RecvStream, link: Arc<Link>) -> Self {
+        Self::new(send, Receiving::Body(body), link, None)
     }
 
-    fn new(send: SendStream<Bytes>, receiving: Receiving, meter: Arc<Meter>, lease: Option<Lease>) -> Self {
+    fn new(send: SendStream<Bytes>, receiving: Receiving, link: Arc<Link>, lease: Option<Lease>) -> Self {
         Self {
             send,
             receiving,
             moved: 0,
-            portion_since: meter.start,
-            meter,
+            portion_since: link.meter.start,
+            link,
             _lease: lease,
+        }
+    }
+
+    /// A connection that we ended ourselves ends its tunnels with our reason.
+    fn end_of(&self, error: &h2::Error) -> TunnelEnd {
+        match self.link.distrusted.get() {
+            Some(why) => TunnelEnd::Distrusted(why.clone()),
+            None => TunnelEnd::from_h2(error),
         }
     }
 
@@ -126,11 +160,11 @@ impl Tunnel {
         while self.send.capacity() == 0 {
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(TunnelEnd::from_h2(&error))),
+                Some(Err(error)) => return Poll::Ready(Err(self.end_of(&error))),
                 None => {
                     return match self.send.poll_reset(cx) {
                         Poll::Ready(Ok(reason)) => Poll::Ready(Err(TunnelEnd::Reset(reason))),
-                        Poll::Ready(Err(error)) => Poll::Ready(Err(TunnelEnd::from_h2(&error))),
+                        Poll::Ready(Err(error)) => Poll::Ready(Err(self.end_of(&error))),
                         Poll::Pending => Poll::Ready(Err(TunnelEnd::Lost("the tunnel is closed".into()))),
                     };
                 }
@@ -148,7 +182,8 @@ impl Tunnel {
             return Ok(());
         }
         self.note(chunk.len());
-        self.send.send_data(chunk, false).map_err(|e| TunnelEnd::from_h2(&e))
+        let sent = self.send.send_data(chunk, false);
+        sent.map_err(|e| self.end_of(&e))
     }
 
     /// Half-close: we have said all. An empty frame that ends the stream is the one empty frame that no peer counts.
@@ -156,9 +191,8 @@ impl Tunnel {
     /// # Errors
     /// The tunnel is gone.
     pub fn finish(&mut self) -> Result<(), TunnelEnd> {
-        self.send
-            .send_data(Bytes::new(), true)
-            .map_err(|e| TunnelEnd::from_h2(&e))
+        let sent = self.send.send_data(Bytes::new(), true);
+        sent.map_err(|e| self.end_of(&e))
     }
 
     /// Aborts both directions.
@@ -171,7 +205,7 @@ impl Tunnel {
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<TunnelEnd> {
         match ready!(self.send.poll_reset(cx)) {
             Ok(reason) => Poll::Ready(TunnelEnd::Reset(reason)),
-            Err(error) => Poll::Ready(TunnelEnd::from_h2(&error)),
+            Err(error) => Poll::Ready(self.end_of(&error)),
         }
     }
 
@@ -188,7 +222,7 @@ impl Tunnel {
                         self.receiving = Receiving::Body(answer.into_body());
                     }
                     Ok(answer) => return Poll::Ready(Some(Err(TunnelEnd::Refused(answer.status().as_u16())))),
-                    Err(error) => return Poll::Ready(Some(Err(TunnelEnd::from_h2(&error)))),
+                    Err(error) => return Poll::Ready(Some(Err(self.end_of(&error)))),
                 },
                 Receiving::Body(body) => match ready!(body.poll_data(cx)) {
                     Some(Ok(data)) if data.is_empty() => {}
@@ -196,7 +230,7 @@ impl Tunnel {
                         self.note(data.len());
                         return Poll::Ready(Some(Ok(data)));
                     }
-                    Some(Err(error)) => return Poll::Ready(Some(Err(TunnelEnd::from_h2(&error)))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(self.end_of(&error)))),
                     None => self.receiving = Receiving::Ended,
                 },
                 Receiving::Ended => return Poll::Ready(None),
@@ -218,7 +252,7 @@ impl Tunnel {
             self.moved = 0;
             let now = Instant::now();
             if now - self.portion_since < Meter::QUICK {
-                self.meter.note_bulk(now);
+                self.link.meter.note_bulk(now);
             }
             self.portion_since = now;
         }

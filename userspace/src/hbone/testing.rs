@@ -4,7 +4,7 @@ use super::{
     Dial, Dialled, Event, HboneSettings, Incoming, PeerKey, Pool, PoolError, Request, Tunnel, TunnelEnd, server,
 };
 use crate::{
-    certs::{Svid, Trust, TrustBundle},
+    certs::{Svid, Trust, TrustBundle, TrustWatch},
     mesh::{SpiffeId, TrustDomain},
     shutdown::Shutdown,
 };
@@ -24,7 +24,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 /// What every wait of a test is bounded by.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,6 +55,8 @@ pub(crate) fn spiffe(account: &str) -> SpiffeId {
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     trust: Arc<Trust>,
+    client_bundle: watch::Sender<Option<Arc<Trust>>>,
+    server_bundle: watch::Sender<Option<Arc<Trust>>>,
 }
 
 impl Authority {
@@ -64,7 +69,22 @@ impl Authority {
             bundle: TrustBundle::from_der(vec![issuer.der().clone()]).unwrap(),
             domains: vec![TrustDomain::new("cluster.local").unwrap()],
         });
-        Self { issuer, trust }
+        Self {
+            issuer,
+            client_bundle: watch::Sender::new(Some(Arc::clone(&trust))),
+            server_bundle: watch::Sender::new(Some(Arc::clone(&trust))),
+            trust,
+        }
+    }
+
+    /// From now on the client's daemon, or the server's, trusts another CA instead of this one.
+    pub(crate) fn leave_the_bundle(&self, of_client: bool) {
+        let bundle = if of_client {
+            &self.client_bundle
+        } else {
+            &self.server_bundle
+        };
+        bundle.send_replace(Some(Self::new().trust));
     }
 
     pub(crate) fn svid(&self, id: &SpiffeId) -> Arc<Svid> {
@@ -89,6 +109,7 @@ pub(crate) fn target() -> SocketAddr {
 
 struct LoopbackDial {
     svid: Arc<Svid>,
+    trust: TrustWatch,
     to: Arc<parking_lot::Mutex<SocketAddr>>,
     dialled: Arc<AtomicUsize>,
 }
@@ -104,6 +125,7 @@ impl Dial for LoopbackDial {
             Ok(Dialled {
                 tcp,
                 config: self.svid.client_config(&key.peer),
+                trust: self.trust.clone(),
                 retire_at: None,
             })
         })
@@ -143,6 +165,7 @@ where
         Arc::<parking_lot::Mutex<Vec<Arc<str>>>>::default(),
     );
     let on_tunnel = Arc::new(on_tunnel);
+    let trust = TrustWatch::new(authority.server_bundle.subscribe());
     {
         let (tasks, settings, refused, failures) = (tasks.clone(), settings.clone(), refused.clone(), failures.clone());
         let accepting = tasks.clone();
@@ -154,9 +177,10 @@ where
                 };
                 let (config, settings, refused, failures) =
                     (config.clone(), settings.clone(), refused.clone(), failures.clone());
+                let trust = trust.clone();
                 let (on_tunnel, own) = (on_tunnel.clone(), tasks.clone());
                 tasks.spawn("server", async move {
-                    let server = match server::accept(tcp, from, POD.parse().unwrap(), config, settings).await {
+                    let server = match server::accept(tcp, from, POD.parse().unwrap(), config, trust, settings).await {
                         Ok(server) => server,
                         Err(error) => {
                             failures.lock().push(error.name().into());
@@ -187,6 +211,7 @@ where
     let to = Arc::new(parking_lot::Mutex::new(address));
     let dial = LoopbackDial {
         svid: authority.svid(&spiffe("client")),
+        trust: TrustWatch::new(authority.client_bundle.subscribe()),
         to: to.clone(),
         dialled: dialled.clone(),
     };

@@ -1,6 +1,7 @@
 //! The wire between two pods, over loopback TCP and real TLS.
 
 use super::{testing::*, *};
+use crate::certs::{Distrust, PeerRejected};
 use rstest::rstest;
 use std::{
     future::poll_fn,
@@ -242,6 +243,32 @@ async fn a_peer_that_stops_answering_is_given_up() {
     stop.send(true).unwrap();
     assert!(matches!(receive(&mut tunnel).await, Some(Err(TunnelEnd::Lost(_)))));
     assert_eq!(pods.pool.census().0, 0);
+}
+
+#[rstest]
+#[case::client(true)]
+#[case::server(false)]
+#[tokio::test]
+async fn a_root_that_leaves_the_bundle_ends_the_connections_of_its_peers_by_name(#[case] of_client: bool) {
+    let (pods, mut tunnels) = pods_with_tunnels(HboneSettings::default()).await;
+    let mut client = pods.open().await;
+    let mut server = within("a tunnel", tunnels.recv()).await.unwrap().accept().unwrap();
+    send(&mut client, b"x").await.unwrap();
+    receive_exactly(&mut server, 1).await;
+    pods.authority.leave_the_bundle(of_client);
+    let (near, far) = if of_client {
+        (&mut client, &mut server)
+    } else {
+        (&mut server, &mut client)
+    };
+    let Some(Err(TunnelEnd::Distrusted(why))) = receive(near).await else {
+        panic!("still believed, or without a reason")
+    };
+    let Distrust::Rejected(PeerRejected::UnknownIssuer | PeerRejected::BadSignature) = why else {
+        panic!("{why:?}")
+    };
+    assert!(matches!(receive(far).await, Some(Err(TunnelEnd::Lost(_)))));
+    eventually("the pool forgets the connection", || pods.pool.census().0 == 0).await;
 }
 
 #[tokio::test]

@@ -77,6 +77,7 @@ impl End {
             | Self::Strict
             | Self::Closed(Closed::PolicyChange)
             | Self::Tunnel(TunnelEnd::Refused(401)) => ResponseFlags::Deny,
+            Self::Tunnel(TunnelEnd::Distrusted(_)) => ResponseFlags::TlsFailure,
             Self::Handshake(error) => flags_of_handshake(error),
             Self::NoTunnel(PoolError::Handshake(error)) => flags_of_handshake(error),
             Self::NoTunnel(PoolError::Certificate(_)) | Self::NoCertificate(_) => ResponseFlags::IdentityError,

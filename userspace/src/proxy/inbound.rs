@@ -39,6 +39,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, from: SocketAddr) {
             &end,
         );
     };
+    let trust = pod.context.certs.watch_trust();
     let config = match pod.context.certs.get(&pod.identity()).await {
         Ok(svid) => svid.server_config(),
         Err(error) => {
@@ -47,7 +48,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, from: SocketAddr) {
         }
     };
     let settings = Arc::clone(&pod.context.settings.hbone);
-    let server = match server::accept(socket, from, dialled, config, settings).await {
+    let server = match server::accept(socket, from, dialled, config, trust, settings).await {
         Ok(server) => server,
         Err(error) => return refused(End::Handshake(error)),
     };

@@ -357,6 +357,7 @@ struct PodDial {
 impl Dial for PodDial {
     fn dial<'a>(&'a self, key: &'a PeerKey, deadline: Duration) -> BoxFuture<'a, Result<Dialled, PoolError>> {
         Box::pin(async move {
+            let trust = self.certs.watch_trust();
             let svid = self
                 .certs
                 .get(&self.identity)
@@ -371,7 +372,9 @@ impl Dial for PodDial {
             Ok(Dialled {
                 tcp,
                 config: svid.client_config(&key.peer),
-                retire_at: Instant::now().checked_add(left),
+                trust,
+                // The server ends the connection with our certificate; tunnels get half of the time to come to their end.
+                retire_at: Instant::now().checked_add(left / 2),
             })
         })
     }
