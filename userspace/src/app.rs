@@ -26,6 +26,7 @@ use crate::{
 };
 use anyhow::{Context, anyhow};
 use pods::{Condition, Pods};
+use rustls_pki_types::ServerName;
 use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -61,7 +62,7 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         let kernel = kernel_config(&config.kernel);
         move || Kernel::open(&kernel)
     });
-    let certs = certificates(&config, &shutdown)?;
+    let certs = certificates(&config, &metrics, &shutdown)?;
     let kernel = Arc::new(kernel.await?.context("the kernel programs cannot be used")?);
     readiness.met(Condition::Programs.name());
     trace_log(&kernel, &shutdown);
@@ -198,10 +199,11 @@ fn trace_log(kernel: &Kernel, shutdown: &Shutdown) {
     });
 }
 
-fn certificates(config: &NodeConfig, shutdown: &Shutdown) -> anyhow::Result<CertStore> {
+fn certificates(config: &NodeConfig, metrics: &Arc<Metrics>, shutdown: &Shutdown) -> anyhow::Result<CertStore> {
+    let server_name = config.ca_server_name.clone().map(ServerName::try_from);
     let issuer = CaClient::new(CaClientSettings {
-        address: config.ca_address.as_str().parse().context("--ca-address")?,
-        server_name: None,
+        address: config.ca_address.clone(),
+        server_name: server_name.transpose().context("--ca-server-name")?,
         root: config.ca_root.clone(),
         token: Some(config.ca_token.clone()),
         cluster_id: config.mesh.cluster_name.clone(),
@@ -211,6 +213,7 @@ fn certificates(config: &NodeConfig, shutdown: &Shutdown) -> anyhow::Result<Cert
         trust_domains: trust_domains(&config.mesh),
         ca_root: config.ca_root.clone(),
         reread: ROOT_REREAD,
+        metrics: Some(Arc::clone(metrics)),
     };
     // Connections that drain still need their certificates.
     let (store, keeper) = CertStore::new(issuer, DaemonKey::generate()?, settings, shutdown.cut());

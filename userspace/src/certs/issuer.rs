@@ -3,18 +3,20 @@
 
 use super::{
     key::{DaemonKey, KeyError},
+    names,
     proto::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
     read_bounded,
     store::Issue,
     tls,
 };
-use crate::mesh::SpiffeId;
+use crate::{mesh::SpiffeId, telemetry::CaOutcome};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use rustls::{ClientConfig, RootCertStore, client::Resumption, client::WebPkiServerVerifier, version::TLS13};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use std::{
+    fmt,
     future::Future,
     io,
     net::SocketAddr,
@@ -27,7 +29,9 @@ use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{body::Body, metadata::MetadataValue};
 
-/// One address of the CA may take this long to answer a connect; resolving its name, the same.
+/// Resolving the CA's name may take this long: a search list of dead ends included.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// One address of the CA may take this long to answer a connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const CALL_DEADLINE: Duration = Duration::from_secs(8);
@@ -49,43 +53,56 @@ pub struct CaAddress {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaAddressError {
-    #[error("it is no URL")]
-    Url(#[source] http::uri::InvalidUri),
-    #[error("it must begin with https://")]
+    #[error("it must begin with https://: certificates are not asked for in the clear")]
     Scheme,
-    #[error("it has a path, a query or a user; only https://host:port is meant")]
-    Surplus,
-    #[error("it names no host")]
-    Host,
+    #[error("it must be https://HOST or https://HOST:PORT, without user, path or query")]
+    Form,
 }
 
 impl FromStr for CaAddress {
     type Err = CaAddressError;
 
     fn from_str(text: &str) -> Result<Self, CaAddressError> {
-        let origin: Uri = text.parse().map_err(CaAddressError::Url)?;
+        let Ok(origin) = text.parse::<Uri>() else {
+            return Err(CaAddressError::Form);
+        };
         if origin.scheme_str() != Some("https") {
             return Err(CaAddressError::Scheme);
         }
-        let user = origin
-            .authority()
-            .is_some_and(|authority| authority.as_str().contains('@'));
-        if user || origin.query().is_some() || !matches!(origin.path(), "" | "/") {
-            return Err(CaAddressError::Surplus);
+        let authority = origin.authority().ok_or(CaAddressError::Form)?;
+        let text = authority.as_str();
+        let colon = text.rsplit_once(']').map_or(text, |(_, after)| after).contains(':');
+        let port = match authority.port_u16() {
+            Some(0) => return Err(CaAddressError::Form),
+            Some(port) => port,
+            None if colon => return Err(CaAddressError::Form),
+            None => DEFAULT_PORT,
+        };
+        if text.contains('@') || origin.query().is_some() || !matches!(origin.path(), "" | "/") {
+            return Err(CaAddressError::Form);
         }
-        let host = origin
+        let host = authority
             .host()
-            .unwrap_or_default()
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| CaAddressError::Host)?;
+        let name = ServerName::try_from(host.clone()).map_err(|_| CaAddressError::Form)?;
         Ok(Self {
-            port: origin.port_u16().unwrap_or(DEFAULT_PORT),
+            port,
             host,
             name,
             origin,
         })
+    }
+}
+
+impl fmt::Display for CaAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = &self.host;
+        match host.contains(':') {
+            true => write!(f, "https://[{host}]:{}", self.port),
+            false => write!(f, "https://{host}:{}", self.port),
+        }
     }
 }
 
@@ -170,7 +187,7 @@ impl CaClient {
         let config = Arc::new(client_config(&self.settings.root).await?);
         let CaAddress { host, port, name, .. } = &self.settings.address;
         let name = self.settings.server_name.as_ref().unwrap_or(name);
-        let resolved = timeout(CONNECT_DEADLINE, tokio::net::lookup_host((host.as_str(), *port))).await;
+        let resolved = timeout(RESOLVE_DEADLINE, names::resolve(host, *port)).await;
         let unresolved = |source| IssueError::Resolve {
             host: host.clone(),
             source,
@@ -269,6 +286,39 @@ impl Issue for CaClient {
         }
         read_chain(&self.call(request).await?)
     }
+
+    fn outcome(error: &IssueError) -> CaOutcome {
+        match error {
+            IssueError::Refused { code, .. } if is_no(*code) => CaOutcome::Refused,
+            IssueError::Answer => CaOutcome::Unusable,
+            IssueError::Token { .. }
+            | IssueError::TokenForm { .. }
+            | IssueError::Root { .. }
+            | IssueError::RootForm { .. }
+            | IssueError::Configure(_)
+            | IssueError::Request(_)
+            | IssueError::Resolve { .. }
+            | IssueError::Connect { .. }
+            | IssueError::Handshake { .. }
+            | IssueError::Http2(_)
+            | IssueError::Deadline
+            | IssueError::Refused { .. } => CaOutcome::Unavailable,
+        }
+    }
+}
+
+/// The CA has decided, and would decide the same way again.
+fn is_no(code: tonic::Code) -> bool {
+    use tonic::Code;
+    [
+        Code::Unauthenticated,
+        Code::PermissionDenied,
+        Code::InvalidArgument,
+        Code::FailedPrecondition,
+        Code::NotFound,
+        Code::Unimplemented,
+    ]
+    .contains(&code)
 }
 
 /// An element may hold several certificates: Istio puts a whole root file into the last one.
@@ -342,6 +392,11 @@ mod tests {
         ] {
             let address: CaAddress = text.parse().unwrap();
             assert_eq!((address.host.as_str(), address.port), (host, port), "{text}");
+            assert_eq!(
+                address.to_string().parse::<CaAddress>().unwrap().port,
+                port,
+                "{address}"
+            );
         }
         for text in [
             "http://ca:1",
@@ -350,6 +405,10 @@ mod tests {
             "https://me@ca",
             "https://ca?x",
             "https://",
+            "https://ca:",
+            "https://ca:0",
+            "https://ca:99999",
+            "https://[fd77::1]:0",
             "",
         ] {
             assert!(text.parse::<CaAddress>().is_err(), "{text}");

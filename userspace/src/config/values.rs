@@ -17,10 +17,6 @@ pub enum ValueError {
     RangeHostBits(IpNet),
     #[error("the range is all addresses there are")]
     RangeEverything,
-    #[error("it must begin with https://: certificates are not asked for in the clear")]
-    NotHttps,
-    #[error("it must be https://HOST or https://HOST:PORT, without user, path or query")]
-    UrlForm,
     #[error("it is neither a DNS name nor an IP address")]
     Name,
     #[error("a node name is 1 to 253 bytes of a-z, 0-9, '-' and '.'")]
@@ -31,22 +27,6 @@ pub enum ValueError {
     TrustDomain(IdentityError),
     #[error("use error, warn, info, debug, trace or off, or module=level,module=level")]
     LogLevel,
-}
-
-/// `https://HOST[:PORT]`, nothing more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpsUrl(String);
-
-impl HttpsUrl {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for HttpsUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// `30s`, `24h`, `1h30m`, `250ms`; a bare `0` as well.
@@ -115,25 +95,6 @@ pub(super) fn cluster_range(text: &str) -> Result<IpNet, ValueError> {
         return Err(ValueError::RangeHostBits(range.trunc()));
     }
     Ok(range)
-}
-
-pub(super) fn https(text: &str) -> Result<HttpsUrl, ValueError> {
-    let url: http::Uri = text.parse().map_err(|_| ValueError::UrlForm)?;
-    if url.scheme() != Some(&http::uri::Scheme::HTTPS) {
-        return Err(ValueError::NotHttps);
-    }
-    let authority = url.authority().ok_or(ValueError::UrlForm)?;
-    let bare = !authority.as_str().contains('@') && matches!(url.path(), "" | "/") && url.query().is_none();
-    let port = authority.port_u16();
-    let colon = authority
-        .as_str()
-        .rsplit_once(']')
-        .map_or(authority.as_str(), |(_, after)| after)
-        .contains(':');
-    if !bare || authority.host().is_empty() || (colon && port.is_none_or(|port| port == 0)) {
-        return Err(ValueError::UrlForm);
-    }
-    Ok(HttpsUrl(text.trim_end_matches('/').to_owned()))
 }
 
 pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, ValueError> {
