@@ -3,7 +3,7 @@
 
 mod values;
 
-use crate::{cli, mesh::TrustDomain, telemetry::logging};
+use crate::{certs::issuer::CaAddress, cli, controller::ServiceAccount, mesh::TrustDomain, telemetry::logging};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use std::{
@@ -12,9 +12,9 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use values::{cluster_range, count, duration, https, log_filter, san, trust_domain};
+use values::{cluster_range, count, duration, log_filter, san, trust_domain};
 
-pub use values::{HttpsUrl, ValueError};
+pub use values::ValueError;
 
 /// Warren, a service mesh without sidecars.
 #[derive(Debug, Parser)]
@@ -56,8 +56,11 @@ pub struct NodeConfig {
     pub cluster_range: Vec<IpNet>,
 
     /// Where the certificate authority answers
-    #[arg(long, env = "WARREN_CA_ADDRESS", value_name = "https://HOST:PORT", value_parser = https)]
-    pub ca_address: HttpsUrl,
+    #[arg(long, env = "WARREN_CA_ADDRESS", value_name = "https://HOST:PORT")]
+    pub ca_address: CaAddress,
+    /// Name that the certificate authority's certificate bears, where it is not the host of its address
+    #[arg(long, env = "WARREN_CA_SERVER_NAME", value_name = "NAME", value_parser = values::san)]
+    pub ca_server_name: Option<String>,
     /// Certificates (PEM) that the certificate authority's server must chain to
     #[arg(long, env = "WARREN_CA_ROOT", value_name = "FILE")]
     pub ca_root: PathBuf,
@@ -88,14 +91,37 @@ pub struct ControllerConfig {
     #[command(flatten)]
     pub mesh: MeshConfig,
 
-    /// Directory of the root: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem; made there if it is empty
-    #[arg(long, env = "WARREN_CA_DIR", value_name = "DIR")]
-    pub ca_dir: PathBuf,
-    /// Who may ask: lines of `token node-name`; read again when it changes
-    #[arg(long, env = "WARREN_CA_TOKENS", value_name = "FILE")]
-    pub ca_tokens: PathBuf,
     #[command(flatten)]
     pub source: SourceArgs,
+    /// Namespace of the root's Secret (cacerts, else warren-ca) and of the trust bundle's ConfigMap (warren-ca-root)
+    #[arg(long, env = "WARREN_NAMESPACE", value_name = "NAME", default_value = "warren-system")]
+    pub namespace: String,
+    /// Directory of the root, instead of the Secret: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem; made there
+    /// if it is empty
+    #[arg(long, env = "WARREN_CA_DIR", value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Who may ask, instead of service-account tokens: lines of `token node-name`; read again when it changes
+    #[arg(long, env = "WARREN_CA_TOKENS", value_name = "FILE")]
+    pub ca_tokens: Option<PathBuf>,
+    /// Service account of the nodes' daemons
+    #[arg(
+        long,
+        env = "WARREN_NODE_ACCOUNT",
+        value_name = "NAMESPACE/NAME",
+        default_value = "warren-system/warren-node"
+    )]
+    pub node_account: ServiceAccount,
+    /// Audience that their tokens must be made for
+    #[arg(
+        long,
+        env = "WARREN_TOKEN_AUDIENCE",
+        value_name = "NAME",
+        default_value = "warren-ca"
+    )]
+    pub token_audience: String,
+    /// How long a new root is published before certificates are issued under it
+    #[arg(long, env = "WARREN_ROOT_SPREAD", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub root_spread: Duration,
     /// Where to answer requests for certificates
     #[arg(long, env = "WARREN_LISTEN", value_name = "IP:PORT", default_value = "[::]:15012")]
     pub listen: SocketAddr,
@@ -289,6 +315,8 @@ pub enum ConfigError {
         least: Duration,
         why: &'static str,
     },
+    #[error("--manifests needs --{flag}: without an API server {why}")]
+    NeedsApi { flag: &'static str, why: &'static str },
     #[error("--trust-domain-alias {alias} is the trust domain itself; leave it out")]
     AliasOfItself { alias: TrustDomain },
     #[error("--{flag} is not a Kubernetes namespace: {name:?}")]
@@ -315,12 +343,12 @@ impl NodeConfig {
         file(
             "ca-root",
             &self.ca_root,
-            "it holds the root that `warren controller` keeps as root-cert.pem in its --ca-dir",
+            "it holds the root that `warren controller` publishes in the ConfigMap warren-ca-root, or keeps as root-cert.pem in its --ca-dir",
         )?;
         file(
             "ca-token",
             &self.ca_token,
-            "it holds the token of this node, one of the controller's --ca-tokens",
+            "it holds the token of this node: a projected one of its service account, or one of the controller's --ca-tokens",
         )?;
         at_least("svid-lifetime", self.svid_lifetime, SHORTEST_SVID, RENEWAL)?;
         for (flag, path) in [("cgroup", &self.kernel.cgroup), ("kubepods", &self.kernel.kubepods)] {
@@ -363,19 +391,36 @@ impl ControllerConfig {
     pub fn check(&self) -> Result<(), ConfigError> {
         self.mesh.check()?;
         self.source.check()?;
-        file(
-            "ca-tokens",
-            &self.ca_tokens,
-            "it holds a line `token node-name` for each node",
-        )?;
-        // The directory itself is made by whoever makes the root.
-        if self.ca_dir.exists() {
-            directory("ca-dir", &self.ca_dir)?;
+        match &self.ca_tokens {
+            Some(tokens) => file("ca-tokens", tokens, "it holds a line `token node-name` for each node")?,
+            None => self.needs_api("ca-tokens", "there is nobody to ask about service-account tokens")?,
+        }
+        match &self.ca_dir {
+            // The directory itself is made by whoever makes the root.
+            Some(dir) if dir.exists() => directory("ca-dir", dir)?,
+            Some(_) => {}
+            None => self.needs_api("ca-dir", "there is no Secret to keep the root in")?,
+        }
+        if !values::is_dns_label(&self.namespace) {
+            return Err(ConfigError::Namespace {
+                flag: "namespace",
+                name: self.namespace.clone(),
+            });
         }
         at_least("max-svid-lifetime", self.max_svid_lifetime, SHORTEST_SVID, RENEWAL)?;
         let own = ("listen", self.listen.port());
         self.ports.check_beside(Some(own))?;
         self.run.check()
+    }
+}
+
+impl ControllerConfig {
+    /// What a directory of manifests does not have must be given.
+    fn needs_api(&self, flag: &'static str, why: &'static str) -> Result<(), ConfigError> {
+        match self.source.manifests {
+            Some(_) => Err(ConfigError::NeedsApi { flag, why }),
+            None => Ok(()),
+        }
     }
 }
 

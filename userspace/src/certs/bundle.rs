@@ -1,5 +1,6 @@
 //! Whom the mesh trusts: root certificates and the trust domains they vouch for. Not here: the check itself (`verify`).
 
+use super::authority::files::pem;
 use crate::mesh::TrustDomain;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject};
 use std::{sync::Arc, time::Duration};
@@ -103,6 +104,11 @@ impl TrustBundle {
 
     pub fn roots(&self) -> &[Root] {
         &self.roots
+    }
+
+    /// All roots as PEM, one after the other.
+    pub fn to_pem(&self) -> String {
+        self.roots.iter().map(|root| pem("CERTIFICATE", &root.der)).collect()
     }
 
     pub fn holds(&self, der: &CertificateDer<'_>) -> bool {

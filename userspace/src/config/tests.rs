@@ -86,7 +86,7 @@ fn a_node_needs_few_words() {
     assert_eq!(config.hbone.hbone_ping, Duration::from_secs(10));
     assert_eq!(config.hbone.hbone_dead_after, Duration::from_secs(20));
     assert_eq!(config.hbone.hbone_idle, Duration::from_secs(300));
-    assert_eq!(config.ca_address.as_str(), "https://10.77.0.1:15012");
+    assert_eq!(config.ca_address.to_string(), "https://10.77.0.1:15012");
 }
 
 #[test]
@@ -210,10 +210,41 @@ fn what_cannot_work_together_is_refused_before_the_start(#[case] flags: &[&str],
 
 #[rstest]
 #[case(&["--listen=[::]:15021"], "--readiness-port and --listen are both 15021")]
+#[case(&["--namespace=Warren"], "--namespace is not a Kubernetes namespace")]
 #[case(&["--max-svid-lifetime=1s"], "--max-svid-lifetime (1s) must be at least 10s")]
 fn a_controller_that_cannot_work_is_refused(#[case] flags: &[&str], #[case] why: &str) {
     let error = controller(&files(), flags).unwrap().check().unwrap_err().to_string();
     assert!(error.starts_with(why), "{error}");
+}
+
+#[test]
+fn a_controller_without_an_api_server_needs_a_directory_and_tokens() {
+    let dir = files();
+    let manifests = format!("--manifests={}", dir.path().join("manifests").display());
+    for (given, missing) in [
+        ("--ca-dir=/tmp/x".to_owned(), "--manifests needs --ca-tokens"),
+        (
+            format!("--ca-tokens={}", dir.path().join("tokens").display()),
+            "--manifests needs --ca-dir",
+        ),
+    ] {
+        let line = ["warren", "controller", &manifests, &given];
+        let Command::Controller(config) = CommandLine::try_parse_from(line).unwrap().command else {
+            panic!("not a controller")
+        };
+        let error = config.check().unwrap_err().to_string();
+        assert!(error.starts_with(missing), "{error}");
+    }
+    fs::write(dir.path().join("kubeconfig"), "x").unwrap();
+    let kubeconfig = format!("--kubeconfig={}", dir.path().join("kubeconfig").display());
+    let Command::Controller(config) = CommandLine::try_parse_from(["warren", "controller", &kubeconfig])
+        .unwrap()
+        .command
+    else {
+        panic!("not a controller")
+    };
+    config.check().unwrap();
+    assert_eq!(config.node_account.to_string(), "warren-system/warren-node");
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The connections of the CA's service: TLS with a certificate from the CA itself, HTTP/2, and a bound on everything an
 //! unknown client could hold. Not here: what is answered (`signing`).
 
-use super::signing::SigningService;
+use super::{
+    limit::Buckets,
+    root::Issuing,
+    signing::{Asker, SigningService},
+};
 use crate::{
     certs::{
         Authority, authority::SignError, proto::istio_certificate_service_server::IstioCertificateServiceServer, tls,
@@ -30,8 +34,14 @@ use tokio_rustls::TlsAcceptor;
 use tower::Service;
 use tracing::{debug, warn};
 
-const MAX_CONNECTIONS: usize = 512;
-const MAX_STREAMS: u32 = 32;
+const MAX_CONNECTIONS: usize = 2048;
+/// Connections of one address, so that nobody takes them all: a node asks for 16 certificates at a time.
+const MAX_PER_ADDRESS: usize = 32;
+/// New connections of one address, each a handshake that costs us more than the client's first packet.
+const DIALS_PER_SECOND: u32 = 50;
+const DIALS_BURST: u32 = 200;
+const MOST_ADDRESSES: usize = 65_536;
+const MAX_STREAMS: u32 = 16;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -48,15 +58,24 @@ const MAX_SERVING: usize = 64;
 /// The certificates the service shows. Clients that dial an address expect it in the certificate, so there is one per
 /// dialled address, beside the names and addresses that were given.
 pub(super) struct Serving {
-    authority: Arc<Authority>,
+    authority: Issuing,
     key: KeyPair,
     names: Vec<String>,
     addresses: Vec<IpAddr>,
-    made: Mutex<HashMap<IpAddr, (Arc<ServerConfig>, UnixTime)>>,
+    made: Mutex<Made>,
+}
+
+/// What one CA has made, until another takes its place.
+#[derive(Default)]
+struct Made {
+    by: Option<Arc<Authority>>,
+    configs: HashMap<IpAddr, (Arc<ServerConfig>, UnixTime)>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
+    #[error("there is no certificate authority yet")]
+    NoAuthority,
     #[error("no key for the controller's own certificate")]
     Key(#[source] rcgen::Error),
     #[error("no certificate for the controller itself")]
@@ -66,11 +85,7 @@ pub enum ServingError {
 }
 
 impl Serving {
-    pub(super) fn new(
-        authority: Arc<Authority>,
-        names: Vec<String>,
-        addresses: Vec<IpAddr>,
-    ) -> Result<Self, ServingError> {
+    pub(super) fn new(authority: Issuing, names: Vec<String>, addresses: Vec<IpAddr>) -> Result<Self, ServingError> {
         let key = KeyPair::generate().map_err(ServingError::Key)?;
         Ok(Self {
             authority,
@@ -84,21 +99,27 @@ impl Serving {
     /// For a connection that was dialled to `address`; made anew after half of its certificate's life.
     pub(super) fn config(&self, address: IpAddr, now: UnixTime) -> Result<Arc<ServerConfig>, ServingError> {
         let address = address.to_canonical();
+        let authority = self.authority.borrow().clone().ok_or(ServingError::NoAuthority)?;
         let mut made = self.made.lock();
-        if let Some((config, renewal)) = made.get(&address)
+        if !made.by.as_ref().is_some_and(|by| Arc::ptr_eq(by, &authority)) {
+            *made = Made {
+                by: Some(Arc::clone(&authority)),
+                configs: HashMap::new(),
+            };
+        }
+        if let Some((config, renewal)) = made.configs.get(&address)
             && now < *renewal
         {
             return Ok(config.clone());
         }
-        if made.len() >= MAX_SERVING {
-            made.clear();
+        if made.configs.len() >= MAX_SERVING {
+            made.configs.clear();
         }
         let mut addresses = self.addresses.clone();
         if !addresses.contains(&address) {
             addresses.push(address);
         }
-        let signed = self
-            .authority
+        let signed = authority
             .sign_server(&self.key, &self.names, &addresses, SERVING_LIFETIME, now)
             .map_err(ServingError::Sign)?;
         let half = signed.not_after.as_secs().saturating_sub(now.as_secs()) / 2;
@@ -114,8 +135,54 @@ impl Serving {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         let config = Arc::new(config);
         let renewal = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + half));
-        made.insert(address, (config.clone(), renewal));
+        made.configs.insert(address, (config.clone(), renewal));
         Ok(config)
+    }
+}
+
+/// How many connections each address has and how fast it dials. Shared by the listener and the connections.
+pub(super) struct Door {
+    open: Mutex<HashMap<IpAddr, usize>>,
+    dials: Mutex<Buckets<IpAddr>>,
+}
+
+/// One connection's place, given back when dropped.
+struct Entered {
+    door: Arc<Door>,
+    address: IpAddr,
+}
+
+impl Door {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            open: Mutex::default(),
+            dials: Mutex::new(Buckets::new(DIALS_PER_SECOND, DIALS_BURST, MOST_ADDRESSES)),
+        })
+    }
+
+    /// `None` for an address that has, or dials, too many connections.
+    fn enter(self: &Arc<Self>, address: IpAddr, now: std::time::Instant) -> Option<Entered> {
+        let mut open = self.open.lock();
+        if open.get(&address).is_some_and(|count| *count >= MAX_PER_ADDRESS) || !self.dials.lock().take(address, now) {
+            return None;
+        }
+        *open.entry(address).or_default() += 1;
+        Some(Entered {
+            door: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut open = self.door.open.lock();
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -123,6 +190,7 @@ impl Serving {
 pub(super) async fn accept(listener: TcpListener, serving: Arc<Serving>, service: SigningService, shutdown: Shutdown) {
     let service = IstioCertificateServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let door = Door::new();
     let mut pause = FIRST_PAUSE;
     let mut draining = std::pin::pin!(shutdown.draining());
     loop {
@@ -141,7 +209,13 @@ pub(super) async fn accept(listener: TcpListener, serving: Arc<Serving>, service
         match accepted {
             Ok((stream, peer)) => {
                 pause = FIRST_PAUSE;
+                let address = peer.ip().to_canonical();
+                let Some(entered) = door.enter(address, std::time::Instant::now()) else {
+                    debug!(%peer, "connection closed: too many of its address");
+                    continue;
+                };
                 let connection = Connection {
+                    entered,
                     serving: serving.clone(),
                     service: service.clone(),
                     peer,
@@ -163,6 +237,7 @@ struct Connection {
     service: IstioCertificateServiceServer<SigningService>,
     peer: SocketAddr,
     permit: OwnedSemaphorePermit,
+    entered: Entered,
 }
 
 impl Connection {
@@ -185,12 +260,14 @@ impl Connection {
         let config = self
             .serving
             .config(stream.local_addr()?.ip(), UnixTime::now())
-            .inspect_err(|error| warn!(%error, "cannot serve a connection"))?;
+            .inspect_err(|error| debug!(%error, "cannot serve a connection"))?;
         let stream = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(config).accept(stream)).await??;
         let last_request = Arc::new(Mutex::new(Instant::now()));
         let (service, touched) = (self.service.clone(), last_request.clone());
-        let answer = hyper::service::service_fn(move |request| {
+        let asker = Asker(self.entered.address);
+        let answer = hyper::service::service_fn(move |mut request: http::Request<_>| {
             *touched.lock() = Instant::now();
+            request.extensions_mut().insert(asker);
             let answer = service.clone().call(request);
             async move {
                 Ok::<_, Infallible>(match timeout(REQUEST_DEADLINE, answer).await {
@@ -236,5 +313,28 @@ struct Owned(Shutdown);
 impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Owned {
     fn execute(&self, task: F) {
         self.0.spawn("controller request", task);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_the_place_of_another() {
+        let door = Door::new();
+        let (greedy, other): (IpAddr, IpAddr) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let now = std::time::Instant::now();
+        let mut held: Vec<_> = (0..1000).filter_map(|_| door.enter(greedy, now)).collect();
+        assert_eq!(held.len(), MAX_PER_ADDRESS);
+        assert!(door.enter(other, now).is_some());
+        held.clear();
+        let again = (0..1000).filter(|_| door.enter(greedy, now).is_some()).count();
+        assert!(
+            (1..=DIALS_BURST as usize).contains(&again),
+            "{again} dials at one moment"
+        );
+        assert!(door.enter(greedy, now + Duration::from_secs(1)).is_some());
+        assert!(door.open.lock().is_empty(), "places are given back");
     }
 }

@@ -1,7 +1,13 @@
 //! Who may have which certificate: Istio's `CreateCertificate`, answered for nodes that show their token and only for
 //! identities of pods bound to them. Not here: the connections it comes over (`server`).
 
-use super::tokens::TokenFile;
+use super::{
+    callers::{Callers, Cluster},
+    limit::Buckets,
+    review::TokenRefused,
+    reviews::ReviewError,
+    root::Issuing,
+};
 use crate::{
     certs::{
         Authority,
@@ -11,15 +17,31 @@ use crate::{
             istio_certificate_service_server::IstioCertificateService,
         },
     },
-    mesh::{MeshSnapshot, SpiffeId, TrustDomain, identity::IdentityError},
+    mesh::{SpiffeId, TrustDomain, identity::IdentityError},
 };
 use parking_lot::Mutex;
 use prost_types::value::Kind;
 use rustls_pki_types::UnixTime;
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::time::sleep;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 use tracing::{info, warn};
+
+/// Certificates that one node may ask for: per second, and at once when it starts with all its pods.
+const PER_SECOND: u32 = 50;
+const BURST: u32 = 500;
+const MOST_NODES: usize = 16_384;
+/// Lines of the log about refusals of one reason.
+const LINES_PER_SECOND: u32 = 10;
+const LINES_BURST: u32 = 100;
+/// Who is refused waits so long for the answer: a flood takes its own streams, and little of our time.
+const HELD: Duration = Duration::from_millis(500);
 
 /// Why a node gets no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +52,16 @@ pub enum Refusal {
     WrongToken,
     #[error("the token file cannot be read")]
     TokenFile(#[source] io::Error),
+    #[error("the token is refused: {0}")]
+    Token(TokenRefused),
+    #[error("it is not known whose token this is")]
+    Review(#[source] ReviewError),
+    #[error("the pod {namespace}/{pod}, which the token is bound to, is on no node")]
+    CallerUnknown { namespace: Arc<str>, pod: Arc<str> },
+    #[error("{node} asks too often")]
+    RateLimited { node: Arc<str> },
+    #[error("there is no certificate authority yet, or its root still spreads")]
+    NoAuthority,
     #[error("the state of the cluster is not known yet")]
     NotReady,
     #[error("no identity is asked for, or more than one")]
@@ -55,6 +87,13 @@ impl Refusal {
             Self::NoToken => "no_token",
             Self::WrongToken => "wrong_token",
             Self::TokenFile(_) => "token_file",
+            Self::Token(refused) => refused.reason(),
+            Self::Review(ReviewError::Flood) => "review_flood",
+            Self::Review(ReviewError::Busy) => "review_busy",
+            Self::Review(_) => "review_unanswered",
+            Self::CallerUnknown { .. } => "caller_unknown",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::NoAuthority => "no_authority",
             Self::NotReady => "not_ready",
             Self::NoIdentity => "no_identity",
             Self::IdentityForm(_) => "identity_form",
@@ -68,8 +107,11 @@ impl Refusal {
 
     fn code(&self) -> Code {
         match self {
-            Self::NoToken | Self::WrongToken => Code::Unauthenticated,
-            Self::TokenFile(_) | Self::NotReady => Code::Unavailable,
+            Self::NoToken | Self::WrongToken | Self::Token(_) => Code::Unauthenticated,
+            Self::Review(ReviewError::Flood | ReviewError::Busy) | Self::RateLimited { .. } => Code::ResourceExhausted,
+            Self::TokenFile(_) | Self::NotReady | Self::Review(_) | Self::CallerUnknown { .. } | Self::NoAuthority => {
+                Code::Unavailable
+            }
             Self::TrustDomain { .. } | Self::NotOnNode { .. } => Code::PermissionDenied,
             Self::NoIdentity | Self::IdentityForm(_) | Self::Lifetime | Self::Request(_) => Code::InvalidArgument,
             Self::Signing(_) => Code::Internal,
@@ -84,6 +126,11 @@ impl Refusal {
             Self::NoToken
             | Self::WrongToken
             | Self::TokenFile(_)
+            | Self::Token(_)
+            | Self::Review(_)
+            | Self::CallerUnknown { .. }
+            | Self::RateLimited { .. }
+            | Self::NoAuthority
             | Self::NotReady
             | Self::NoIdentity
             | Self::TrustDomain { .. }
@@ -108,17 +155,33 @@ impl Outcomes {
     }
 }
 
+/// Who asks, as the connection knows it; carried beside each request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker(pub(super) IpAddr);
+
 /// The answering side of `CreateCertificate`.
-#[derive(Debug)]
 pub(super) struct SigningService {
-    pub(super) authority: Arc<Authority>,
-    pub(super) tokens: TokenFile,
+    pub(super) authority: Issuing,
+    pub(super) callers: Arc<Callers>,
     pub(super) trust_domain: TrustDomain,
-    pub(super) snapshot: watch::Receiver<Arc<MeshSnapshot>>,
+    pub(super) cluster: Cluster,
+    pub(super) nodes: Mutex<Buckets<Arc<str>>>,
     /// For requests that wish none, and the most that is given.
     pub(super) default_lifetime: Duration,
     pub(super) most_lifetime: Duration,
     pub(super) outcomes: Arc<Outcomes>,
+    /// Lines of the log that refusals may have, by reason.
+    pub(super) quiet: Mutex<Buckets<&'static str>>,
+}
+
+impl SigningService {
+    pub(super) fn node_buckets() -> Mutex<Buckets<Arc<str>>> {
+        Mutex::new(Buckets::new(PER_SECOND, BURST, MOST_NODES))
+    }
+
+    pub(super) fn log_buckets() -> Mutex<Buckets<&'static str>> {
+        Mutex::new(Buckets::new(LINES_PER_SECOND, LINES_BURST, MOST_NODES))
+    }
 }
 
 #[tonic::async_trait]
@@ -127,16 +190,27 @@ impl IstioCertificateService for SigningService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        match self.answer(&metadata, &request).await {
+        let (metadata, extensions, request) = request.into_parts();
+        let address = extensions.get::<Asker>().map(|asker| asker.0);
+        match self.answer(&metadata, address, &request).await {
             Ok(response) => {
                 self.outcomes.count("issued");
                 Ok(Response::new(response))
             }
             Err((node, refusal)) => {
                 self.outcomes.count(refusal.reason());
-                let cause = std::error::Error::source(&refusal).map(ToString::to_string);
-                warn!(node = node.as_deref(), reason = refusal.reason(), cause, "{refusal}");
+                if self.quiet.lock().take(refusal.reason(), Instant::now()) {
+                    let cause = std::error::Error::source(&refusal).map(ToString::to_string);
+                    let from = address.map(tracing::field::display);
+                    warn!(
+                        node = node.as_deref(),
+                        from,
+                        reason = refusal.reason(),
+                        cause,
+                        "{refusal}"
+                    );
+                }
+                sleep(HELD).await;
                 Err(refusal.status())
             }
         }
@@ -147,29 +221,33 @@ impl SigningService {
     async fn answer(
         &self,
         metadata: &MetadataMap,
+        address: Option<IpAddr>,
         request: &IstioCertificateRequest,
     ) -> Result<IstioCertificateResponse, (Option<Arc<str>>, Refusal)> {
-        let node = self.authenticate(metadata).await.map_err(|refusal| (None, refusal))?;
+        let node = self.authenticate(metadata, address).await;
+        let node = node.map_err(|refusal| (None, refusal))?;
+        if !self.nodes.lock().take(Arc::clone(&node), Instant::now()) {
+            return Err((Some(Arc::clone(&node)), Refusal::RateLimited { node }));
+        }
         self.issue(&node, request).map_err(|refusal| (Some(node), refusal))
     }
 
-    async fn authenticate(&self, metadata: &MetadataMap) -> Result<Arc<str>, Refusal> {
+    async fn authenticate(&self, metadata: &MetadataMap, address: Option<IpAddr>) -> Result<Arc<str>, Refusal> {
         let token = bearer(metadata).ok_or(Refusal::NoToken)?;
-        let tokens = self.tokens.current().await.map_err(Refusal::TokenFile)?;
-        tokens.node_of(token).ok_or(Refusal::WrongToken)
+        self.callers.node_of(token, address, &self.cluster).await
     }
 
     fn issue(&self, node: &Arc<str>, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Refusal> {
         let id = requested_identity(request)?;
-        may_have(&self.snapshot.borrow(), &self.trust_domain, node, &id)?;
+        may_have(&self.cluster, &self.trust_domain, node, &id)?;
+        let authority = self.authority.borrow().clone().ok_or(Refusal::NoAuthority)?;
         let lifetime = match u64::try_from(request.validity_duration) {
             Ok(0) => self.default_lifetime,
             Ok(wish) => Duration::from_secs(wish),
             Err(_) => return Err(Refusal::Lifetime),
         };
         let lifetime = lifetime.min(self.most_lifetime);
-        let signed = self
-            .authority
+        let signed = authority
             .sign(&request.csr, &id, lifetime, UnixTime::now())
             .map_err(|error| match error {
                 SignError::Pem | SignError::Malformed | SignError::KeyAlgorithm | SignError::BadSignature => {
@@ -179,7 +257,7 @@ impl SigningService {
             })?;
         info!(%node, %id, serial = signed.serial, not_after = signed.not_after.as_secs(), "certificate issued");
         Ok(IstioCertificateResponse {
-            cert_chain: signed.pem_with_roots(self.authority.bundle()),
+            cert_chain: signed.pem_with_roots(authority.bundle()),
         })
     }
 }
@@ -211,26 +289,17 @@ fn requested_identity(request: &IstioCertificateRequest) -> Result<SpiffeId, Ref
 }
 
 /// The rule: an identity of our trust domain that a pod bound to the asking node has.
-fn may_have(
-    snapshot: &MeshSnapshot,
-    trust_domain: &TrustDomain,
-    node: &Arc<str>,
-    id: &SpiffeId,
-) -> Result<(), Refusal> {
+fn may_have(cluster: &Cluster, trust_domain: &TrustDomain, node: &Arc<str>, id: &SpiffeId) -> Result<(), Refusal> {
     if id.trust_domain() != trust_domain.as_str() {
         return Err(Refusal::TrustDomain {
             id: id.clone(),
             ours: trust_domain.clone(),
         });
     }
-    if snapshot.version == 0 {
+    if !cluster.is_known() {
         return Err(Refusal::NotReady);
     }
-    let bound = snapshot
-        .workloads
-        .values()
-        .any(|workload| workload.identity == *id && workload.locality.node.as_deref() == Some(node));
-    if bound {
+    if cluster.has(node, id) {
         Ok(())
     } else {
         Err(Refusal::NotOnNode {

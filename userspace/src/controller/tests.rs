@@ -12,18 +12,19 @@ use crate::{
         verify_peer,
     },
     mesh::{
-        SpiffeId, Workload, WorkloadUid,
+        MeshSnapshot, SpiffeId, Workload, WorkloadUid,
         workload::{Locality, Protocol},
     },
 };
 use rcgen::{CertificateParams, KeyPair, SanType};
+use rustls_pki_types::UnixTime;
 use std::{
     collections::BTreeMap,
     fs,
     time::{Instant, SystemTime},
 };
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
 use tonic::Code;
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -83,7 +84,9 @@ impl World {
         let (snapshot, _) = watch::channel(snapshot(&[("web", "node-a"), ("db", "node-b")], 1));
         let shutdown = Shutdown::new();
         let config = Self::config(&dir, "127.0.0.1:0".parse().unwrap());
-        let controller = run(config, snapshot.subscribe(), &shutdown).await.unwrap();
+        let controller = run(config, Cluster::Snapshot(snapshot.subscribe()), &shutdown)
+            .await
+            .unwrap();
         Self {
             dir,
             snapshot,
@@ -95,8 +98,9 @@ impl World {
     fn config(dir: &TempDir, listen: SocketAddr) -> ControllerConfig {
         ControllerConfig {
             listen,
-            ca_dir: dir.path().join("ca"),
-            ca_tokens: dir.path().join("tokens"),
+            root: RootPlace::Directory(dir.path().join("ca")),
+            root_spread: Duration::from_secs(300),
+            callers: CallerProof::Tokens(dir.path().join("tokens")),
             trust_domain: TrustDomain::new("cluster.local").unwrap(),
             server_names: vec!["controller.warren-system.svc".to_owned()],
             server_addresses: vec![],
@@ -454,7 +458,7 @@ async fn what_cannot_work_is_said_at_the_start() {
     let start = |listen: &str| {
         run(
             World::config(&dir, listen.parse().unwrap()),
-            sender.subscribe(),
+            Cluster::Snapshot(sender.subscribe()),
             &shutdown,
         )
     };
@@ -486,6 +490,7 @@ async fn a_nodes_store_renews_from_the_controller_and_lives_through_its_absence(
         trust_domains: vec![TrustDomain::new("cluster.local").unwrap()],
         ca_root: settings.root.clone(),
         reread: Duration::from_millis(50),
+        metrics: None,
     };
     let key = DaemonKey::generate().unwrap();
     let (store, task) = CertStore::new(CaClient::new(settings), key, store_settings, std::future::pending());
@@ -516,7 +521,7 @@ async fn a_nodes_store_renews_from_the_controller_and_lives_through_its_absence(
     let shutdown = Shutdown::new();
     run(
         World::config(&world.dir, address),
-        world.snapshot.subscribe(),
+        Cluster::Snapshot(world.snapshot.subscribe()),
         &shutdown,
     )
     .await

@@ -1,6 +1,7 @@
 //! Kubernetes objects as the source of desired state: what is read of them, the index that turns them into snapshots, and
 //! the sources they come from. Not here: writing anything back.
 
+pub mod bindings;
 pub mod client;
 pub mod enrolment;
 mod field;

@@ -1,11 +1,13 @@
-//! The CA's directory: made on first start, or filled by the operator in Istio's plug-in form. Not here: what the CA
-//! does (`authority`).
+//! The files of a CA in Istio's plug-in form, and the directory that holds them: made on first start, or filled by the
+//! operator. Not here: what the CA does (`authority`), and the Secret that holds the same files (`controller`).
 
 use super::{Authority, AuthorityError, read_key};
 use crate::certs::bundle::{BundleError, TrustBundle};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject};
 use std::{
+    collections::BTreeMap,
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -32,10 +34,66 @@ pub enum Origin {
     Loaded,
 }
 
-/// Why a directory gives no CA.
+/// The four files, as they are. A file that is not there is told from an empty one.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct CaFiles(BTreeMap<String, Vec<u8>>);
+
+impl CaFiles {
+    /// Of the files given, those that are a CA's.
+    pub fn of(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let known = |(name, _): &(String, Vec<u8>)| FILES.contains(&name.as_str());
+        Self(files.into_iter().filter(known).collect())
+    }
+
+    /// A new self-signed CA, valid for ten years.
+    ///
+    /// # Errors
+    /// The cryptography library fails.
+    pub fn generate(now: UnixTime) -> Result<Self, AuthorityError> {
+        let made = Generated::new(now).map_err(AuthorityError::Generate)?;
+        let certificate = pem("CERTIFICATE", &made.certificate).into_bytes();
+        let key = made.key.serialize_pem().into_bytes();
+        let certificates = [CERT_CHAIN, ROOT_CERT, CA_CERT].map(|name| (name.to_owned(), certificate.clone()));
+        Ok(Self::of(certificates.into_iter().chain([(CA_KEY.to_owned(), key)])))
+    }
+
+    /// What is in `dir` now. Blocks on the file system.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be read.
+    pub fn read(dir: &Path) -> Result<Self, CaDirError> {
+        let mut files = BTreeMap::new();
+        for name in FILES {
+            let path = dir.join(name);
+            match fs::read(&path) {
+                Ok(text) => drop(files.insert(name.to_owned(), text)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(CaDirError::Read { path, source }),
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// True if none of a CA's files is there.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn into_files(self) -> impl Iterator<Item = (String, Vec<u8>)> {
+        self.0.into_iter()
+    }
+}
+
+impl fmt::Debug for CaFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Why a directory, or a Secret, gives no CA.
 #[derive(Debug, thiserror::Error)]
 pub enum CaDirError {
-    #[error("{} is missing, while other files of a CA are there; put it back, or empty the directory for a new CA", path.display())]
+    #[error("{} is missing, while other files of a CA are there; put it back, or take the others away as well for a new CA", path.display())]
     Missing { path: PathBuf },
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
@@ -62,7 +120,15 @@ impl Authority {
         } else {
             generate(dir, now)?
         };
-        Ok((load(dir, now)?, origin))
+        Ok((Self::of_files(&CaFiles::read(dir)?, dir, now)?, origin))
+    }
+
+    /// The CA of these files, which lie at `place`.
+    ///
+    /// # Errors
+    /// A part that is missing or does not fit the others.
+    pub fn of_files(files: &CaFiles, place: &Path, now: UnixTime) -> Result<Self, CaDirError> {
+        load(files, place, now)
     }
 }
 
@@ -130,20 +196,20 @@ fn generate(dir: &Path, now: UnixTime) -> Result<Origin, CaDirError> {
     if present(dir)? > 0 {
         return Ok(Origin::Loaded);
     }
-    let made = Generated::new(now).map_err(|source| CaDirError::Authority {
+    let made = CaFiles::generate(now).map_err(|source| CaDirError::Authority {
         path: dir.to_owned(),
-        source: AuthorityError::Generate(source),
+        source,
     })?;
-    let certificate = pem("CERTIFICATE", &made.certificate);
-    write(dir, CA_KEY, &made.key.serialize_pem(), 0o600)?;
-    for name in [CERT_CHAIN, ROOT_CERT, CA_CERT] {
-        write(dir, name, &certificate, 0o644)?;
+    // The key first: whoever finds a certificate finds its key as well.
+    for name in [CA_KEY, CERT_CHAIN, ROOT_CERT, CA_CERT] {
+        let mode = if name == CA_KEY { 0o600 } else { 0o644 };
+        write(dir, name, made.0.get(name).map_or(&[], Vec::as_slice), mode)?;
     }
     Ok(Origin::Generated)
 }
 
 /// Whole or not at all: written beside, flushed to disk, then renamed.
-fn write(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaDirError> {
+fn write(dir: &Path, name: &str, text: &[u8], mode: u32) -> Result<(), CaDirError> {
     let (path, beside) = (dir.join(name), dir.join(format!(".{name}.new")));
     let attempt = || {
         let _ = fs::remove_file(&beside);
@@ -152,7 +218,7 @@ fn write(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaDirError
             .create_new(true)
             .mode(mode)
             .open(&beside)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
         File::open(dir)?.sync_all()
@@ -163,10 +229,14 @@ fn write(dir: &Path, name: &str, text: &str, mode: u32) -> Result<(), CaDirError
     })
 }
 
-fn load(dir: &Path, now: UnixTime) -> Result<Authority, CaDirError> {
+fn load(files: &CaFiles, dir: &Path, now: UnixTime) -> Result<Authority, CaDirError> {
+    let file = |name: &str| {
+        let missing = || CaDirError::Missing { path: dir.join(name) };
+        files.0.get(name).map(Vec::as_slice).ok_or_else(missing)
+    };
     let certificates = |name: &str| {
         let path = dir.join(name);
-        let list = CertificateDer::pem_slice_iter(&read(&path)?)
+        let list = CertificateDer::pem_slice_iter(file(name)?)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| CaDirError::Pem { path: path.clone() })?;
         if list.is_empty() {
@@ -186,18 +256,8 @@ fn load(dir: &Path, now: UnixTime) -> Result<Authority, CaDirError> {
         path: dir.to_owned(),
         source,
     };
-    let key = read_key(&read(&dir.join(CA_KEY))?).map_err(unfit)?;
+    let key = read_key(file(CA_KEY)?).map_err(unfit)?;
     Authority::new(key, &own[0], above, roots, now).map_err(unfit)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CaDirError> {
-    fs::read(path).map_err(|source| match source.kind() == io::ErrorKind::NotFound {
-        true => CaDirError::Missing { path: path.to_owned() },
-        false => CaDirError::Read {
-            path: path.to_owned(),
-            source,
-        },
-    })
 }
 
 /// PEM text of DER bytes (RFC 7468: base64, 64 characters a line).

@@ -7,7 +7,7 @@ mod leaf;
 mod tests;
 
 use super::{
-    bundle::{CaFields, Trust, TrustBundle, unix_time},
+    bundle::{CaFields, Root, Trust, TrustBundle, unix_time},
     tls::signature_algorithms,
     verify::{PeerRejected, verify_peer},
 };
@@ -173,6 +173,26 @@ impl Authority {
         self.not_after
     }
 
+    /// The roots of the bundle that vouch for what this CA signs; the others are there for the sake of other CAs.
+    ///
+    /// # Errors
+    /// The CA cannot sign.
+    pub fn vouching_roots(&self, now: UnixTime) -> Result<Vec<&Root>, AuthorityError> {
+        let (signed, id, domain) = self.trial(now)?;
+        let mut vouching = Vec::new();
+        for root in self.bundle.roots() {
+            let alone = TrustBundle::from_der(vec![root.der.clone()]).map_err(|_| AuthorityError::Malformed)?;
+            let trust = Trust {
+                bundle: alone,
+                domains: vec![domain.clone()],
+            };
+            if verify_peer(&signed.chain, &trust, Some(&id), now).is_ok() {
+                vouching.push(root);
+            }
+        }
+        Ok(vouching)
+    }
+
     /// Signs a leaf for `id` and the public key of `request` (PKCS #10, PEM), valid for `lifetime`, but not longer than
     /// the CA itself. Whatever else the request asks for is ignored.
     ///
@@ -276,6 +296,16 @@ impl Authority {
     /// Signs something and looks at it as a node would: finds a missing intermediate, a path length of 0 too many, an
     /// expired root and whatever else has no check of its own.
     fn try_out(&self, now: UnixTime) -> Result<(), AuthorityError> {
+        let (signed, id, domain) = self.trial(now)?;
+        let trust = Trust {
+            bundle: self.bundle.clone(),
+            domains: vec![domain],
+        };
+        verify_peer(&signed.chain, &trust, Some(&id), now).map_err(AuthorityError::Useless)?;
+        Ok(())
+    }
+
+    fn trial(&self, now: UnixTime) -> Result<(Signed, SpiffeId, TrustDomain), AuthorityError> {
         let domain = TrustDomain::new("trial").map_err(|_| AuthorityError::Malformed)?;
         let id = SpiffeId::new(&domain, "trial", "trial").map_err(|_| AuthorityError::Malformed)?;
         let key = KeyPair::generate().map_err(AuthorityError::Generate)?;
@@ -287,12 +317,7 @@ impl Authority {
                 now,
             )
             .map_err(AuthorityError::Trial)?;
-        let trust = Trust {
-            bundle: self.bundle.clone(),
-            domains: vec![domain],
-        };
-        verify_peer(&signed.chain, &trust, Some(&id), now).map_err(AuthorityError::Useless)?;
-        Ok(())
+        Ok((signed, id, domain))
     }
 }
 
