@@ -81,6 +81,12 @@ pub enum Termination {
     Terminate,
 }
 
+/// `task` with its panic caught, then `end`. An async block would hold the task twice: as what it captured and as what it
+/// awaits.
+fn owned<F: Future<Output = ()>>(task: F, end: impl FnOnce(std::thread::Result<()>)) -> impl Future<Output = ()> {
+    AssertUnwindSafe(task).catch_unwind().map(end)
+}
+
 impl Shutdown {
     pub fn new() -> Self {
         Self::default()
@@ -94,12 +100,12 @@ impl Shutdown {
     {
         let running = self.running(name);
         let inner = Arc::clone(&self.inner);
-        let owned = async move {
+        let owned = owned(task, move |outcome| {
             let _running = running;
-            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            if let Err(panic) = outcome {
                 inner.note_panic(name, panic.as_ref());
             }
-        };
+        });
         self.inner.tracker.spawn(owned).abort_handle()
     }
 
@@ -111,9 +117,9 @@ impl Shutdown {
     {
         let running = self.running(name);
         let inner = Arc::clone(&self.inner);
-        let owned = async move {
+        let owned = owned(task, move |outcome| {
             let _running = running;
-            let failure = match AssertUnwindSafe(task).catch_unwind().await {
+            let failure = match outcome {
                 Ok(()) => Failure::Ended { task: name },
                 Err(panic) => {
                     inner.note_panic(name, panic.as_ref());
@@ -126,7 +132,7 @@ impl Shutdown {
                 let _ = inner.failure.set(failure);
                 inner.failed.cancel();
             }
-        };
+        });
         self.inner.tracker.spawn(owned).abort_handle()
     }
 
@@ -242,6 +248,18 @@ mod tests {
     use tokio::sync::oneshot;
 
     const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_task_is_held_once() {
+        let task = async {
+            let held = [1u8; 4096];
+            tokio::task::yield_now().await;
+            std::hint::black_box(held);
+        };
+        let size = size_of_val(&task);
+        let owned = size_of_val(&owned(task, |_| {}));
+        assert!(owned < size + 64, "{owned} bytes for a task of {size}");
+    }
 
     #[tokio::test]
     async fn a_drain_waits_for_tasks_that_end_by_themselves() {

@@ -15,7 +15,7 @@ use crate::{
     shutdown::Shutdown,
     telemetry::{AccessEntry, ConnectionFacts, HboneSide, Metrics, access},
 };
-use futures::future::BoxFuture;
+use futures::{FutureExt as _, future::BoxFuture};
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
@@ -221,10 +221,8 @@ impl Pod {
             return net::abort(socket);
         };
         let connection = serve(Arc::clone(self), socket, from);
-        self.tasks.spawn(name, async move {
-            let _room = room;
-            connection.await;
-        });
+        // No async block, which would hold the connection twice.
+        self.tasks.spawn(name, connection.map(move |()| drop(room)));
     }
 
     /// Follows the snapshot: keeps the pod's own entry, and closes what policy no longer allows.
