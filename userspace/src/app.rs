@@ -2,6 +2,7 @@
 
 mod controller;
 mod pods;
+mod source;
 mod views;
 
 pub use controller::run_controller;
@@ -18,7 +19,7 @@ use crate::{
     config::{KernelArgs, MeshConfig, NodeConfig, Ports, RunConfig, Tc},
     hbone::HboneSettings,
     kernel::{Kernel, KernelConfig, Sizes, Tcx},
-    kubernetes::{IndexSettings, Published, Source, manifests},
+    kubernetes::Published,
     mesh::{MeshSnapshot, TrustDomain},
     proxy::{Connections, ProxyContext, ProxySettings},
     shutdown::{Drained, Shutdown, termination},
@@ -27,7 +28,7 @@ use crate::{
 use anyhow::{Context, anyhow};
 use pods::{Condition, Pods};
 use rustls_pki_types::ServerName;
-use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -50,12 +51,14 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     // Taken first: a port that is in use is told before anything changes on the node.
     let ports = OwnPorts::bind(&config.ports)?;
 
-    let manifests = config
-        .source
-        .manifests
-        .as_deref()
-        .context("no source of the desired state")?;
-    let published = read_manifests(manifests, &config, &shutdown)?;
+    let mut terminated = std::pin::pin!(terminated);
+    let (published, contact) = tokio::select! {
+        desired = source::desired_state(&config, &shutdown) => desired?,
+        outcome = wait(&mut terminated, &shutdown) => {
+            end(&config.run, &shutdown, &Shutdown::new(), &readiness).await;
+            return outcome;
+        }
+    };
     readiness.met(Condition::Snapshot.name());
 
     let kernel = tokio::task::spawn_blocking({
@@ -101,9 +104,13 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         count_snapshots(published.snapshot.clone(), Arc::clone(&metrics), shutdown.clone()),
     );
     register(&metrics, &published, &kernel, &certs, &shutdown);
+    if let Some(contact) = &contact {
+        source::register(&metrics, contact);
+    }
 
     let admin_tasks = Shutdown::new();
-    let state = admin_state(&config, &published, &kernel, &certs, &pods, &context);
+    let state = admin_state(&config, &published, &kernel, &certs, &pods, &context)
+        .api_server(move || contact.as_ref().map(source::view));
     ports.serve(Some(state), &metrics, &readiness, &admin_tasks)?;
     info!(node = config.node_name, "the node's daemon runs");
 
@@ -147,17 +154,6 @@ fn place(mesh: &MeshConfig) -> Place {
 fn trust_domains(mesh: &MeshConfig) -> Vec<TrustDomain> {
     let own = std::iter::once(mesh.trust_domain.clone());
     own.chain(mesh.trust_domain_alias.iter().cloned()).collect()
-}
-
-fn read_manifests(directory: &Path, config: &NodeConfig, shutdown: &Shutdown) -> anyhow::Result<Published> {
-    let settings = IndexSettings {
-        trust_domain: config.mesh.trust_domain.clone(),
-        root_namespace: config.mesh.root_namespace.as_str().into(),
-        extra_ranges: config.cluster_range.clone(),
-        source: Source::Directory,
-        node_name: Some(config.node_name.as_str().into()),
-    };
-    Ok(manifests::spawn(directory, settings, shutdown)?)
 }
 
 fn kernel_config(args: &KernelArgs) -> KernelConfig {

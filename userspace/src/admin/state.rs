@@ -5,7 +5,7 @@ use crate::{
     mesh::MeshSnapshot,
     telemetry::{
         Metrics,
-        dump::{self, CapturedPod, Certificate, Connection, Dump, KernelCounter, Problem, Section},
+        dump::{self, ApiServer, CapturedPod, Certificate, Connection, Dump, KernelCounter, Problem, Section},
         logging::{LogHandle, LoggingError},
     },
 };
@@ -28,6 +28,7 @@ pub struct AdminState {
     kernel_counters: Source<KernelCounter>,
     problems: Source<Problem>,
     connections: Source<Connection>,
+    api_server: Box<dyn Fn() -> Option<ApiServer> + Send + Sync>,
 }
 
 fn empty<T: 'static>() -> Source<T> {
@@ -46,6 +47,7 @@ impl AdminState {
             kernel_counters: empty(),
             problems: empty(),
             connections: empty(),
+            api_server: Box::new(|| None),
         }
     }
 
@@ -74,6 +76,11 @@ impl AdminState {
         self
     }
 
+    pub fn api_server(mut self, read: impl Fn() -> Option<ApiServer> + Send + Sync + 'static) -> Self {
+        self.api_server = Box::new(read);
+        self
+    }
+
     fn dump(&self, sections: &[Section]) -> Dump {
         let snapshot = Arc::clone(&self.snapshot.borrow());
         let mut dump = Dump {
@@ -81,6 +88,7 @@ impl AdminState {
                 warren: env!("CARGO_PKG_VERSION").to_owned(),
                 node: self.node.to_string(),
                 snapshot: snapshot.version,
+                api_server: (self.api_server)(),
             },
             ..Dump::default()
         };

@@ -239,6 +239,7 @@ async fn the_version_is_told_with_and_without_a_daemon() {
         warren: "9.9.9".into(),
         node: "node-a".into(),
         snapshot: 7,
+        api_server: None,
     };
     let address = daemon(Dump {
         version: version_of_daemon,

@@ -1,7 +1,9 @@
 //! The way to the API server: from inside a pod by its service account, from elsewhere by a kubeconfig.
 
+use super::contact::Contact;
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use std::{
@@ -11,6 +13,9 @@ use std::{
 
 /// A server that does not answer a connect for so long is away; the caller tries again.
 const CONNECT: Duration = Duration::from_secs(5);
+/// A connection on which nothing is heard for so long is dead. Longer than a watch lasts.
+const SILENT: Duration = Duration::from_secs(40);
+const UNSENT: Duration = Duration::from_secs(10);
 
 /// Why there is no way to the API server. Nothing is sent before it is needed, so a server that is merely away is none.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +39,23 @@ pub enum ClientError {
 /// # Errors
 /// There is no configuration, or one that cannot be used.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+    connect_counted(kubeconfig, &Contact::default()).await
+}
+
+/// As [`connect`], with everything counted in `contact`.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_counted(kubeconfig: Option<&Path>, contact: &Contact) -> Result<Client, ClientError> {
     let mut config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::incluster().map_err(|error| ClientError::NotInCluster(Box::new(error)))?,
     };
     config.connect_timeout = Some(CONNECT);
-    Client::try_from(config).map_err(|error| ClientError::Client(Box::new(error)))
+    config.read_timeout = Some(SILENT);
+    config.write_timeout = Some(UNSENT);
+    let builder = ClientBuilder::try_from(config).map_err(|error| ClientError::Client(Box::new(error)))?;
+    Ok(builder.with_layer(contact).build())
 }
 
 async fn from_file(path: &Path) -> Result<Config, ClientError> {

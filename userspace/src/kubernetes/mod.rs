@@ -1,8 +1,10 @@
 //! Kubernetes objects as the source of desired state: what is read of them, the index that turns them into snapshots, and
 //! the sources they come from. Not here: writing anything back.
 
+pub mod api;
 pub mod bindings;
 pub mod client;
+pub mod contact;
 pub mod enrolment;
 mod field;
 pub mod index;

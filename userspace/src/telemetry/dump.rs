@@ -60,6 +60,20 @@ pub struct Version {
     pub node: String,
     /// Number of the published snapshot; 0 before the first.
     pub snapshot: u64,
+    /// Where the objects come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<ApiServer>,
+}
+
+/// What has passed between the daemon and the API server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ApiServer {
+    /// Since it last said anything; below 40 s while it is there.
+    pub silent_seconds: Option<u64>,
+    pub requests: u64,
+    pub failures: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,70 @@
+//! Where a node's daemon has its desired state from: a directory where one is named, else the API server.
+
+use crate::{
+    config::NodeConfig,
+    kubernetes::{IndexSettings, Published, Source, api, client, contact::Contact, manifests},
+    shutdown::Shutdown,
+    telemetry::{Live, LiveSample, Metrics, dump},
+};
+use anyhow::Context;
+use tracing::info;
+
+/// Returns when everything has been read once. With an API server, also what passes between it and us.
+pub(super) async fn desired_state(
+    config: &NodeConfig,
+    shutdown: &Shutdown,
+) -> anyhow::Result<(Published, Option<Contact>)> {
+    let settings = |source| IndexSettings {
+        trust_domain: config.mesh.trust_domain.clone(),
+        root_namespace: config.mesh.root_namespace.as_str().into(),
+        extra_ranges: config.cluster_range.clone(),
+        source,
+        node_name: Some(config.node_name.as_str().into()),
+    };
+    if let Some(directory) = &config.source.manifests {
+        let published = manifests::spawn(directory, settings(Source::Directory), shutdown)?;
+        return Ok((published, None));
+    }
+    let contact = Contact::default();
+    let client = client::connect_counted(config.source.kubeconfig.as_deref(), &contact).await?;
+    info!("reading the cluster from its API server");
+    let published = api::spawn(client, settings(Source::ApiServer), shutdown)
+        .await
+        .context("told to end before the API server had told everything")?;
+    Ok((published, Some(contact)))
+}
+
+/// What is asked of the API server, and how long it has been silent.
+pub(super) fn register(metrics: &Metrics, contact: &Contact) {
+    let count = |name, help, read: fn(&Contact) -> u64| {
+        let contact = contact.clone();
+        metrics.register(Live::counter(name, help, move || {
+            vec![LiveSample::new([], read(&contact) as f64)]
+        }));
+    };
+    count("api_requests", "Requests to the API server", Contact::requests);
+    count(
+        "api_request_failures",
+        "Requests that the API server did not answer, or with an error of its own",
+        Contact::failures,
+    );
+    count("api_bytes", "Bytes of the API server's answers", Contact::bytes);
+    let contact = contact.clone();
+    metrics.register(Live::gauge(
+        "api_silent_seconds",
+        "Time since the API server last said anything; the snapshot may be so old",
+        move || {
+            let silence = contact.silence().into_iter();
+            silence.map(|time| LiveSample::new([], time.as_secs_f64())).collect()
+        },
+    ));
+}
+
+pub(super) fn view(contact: &Contact) -> dump::ApiServer {
+    dump::ApiServer {
+        silent_seconds: contact.silence().map(|time| time.as_secs()),
+        requests: contact.requests(),
+        failures: contact.failures(),
+        bytes: contact.bytes(),
+    }
+}
