@@ -85,7 +85,9 @@ pub(crate) fn build(arguments: &[String]) -> Result<()> {
     let tag = options.tag.clone().unwrap_or_else(|| tree::version().to_owned());
     let host = Architecture::of_host()?;
     if let Some(binary) = &options.binary {
-        return write(binary, options.architecture.unwrap_or(host), &tag);
+        let archive = write(binary, options.architecture.unwrap_or(host), &tag)?;
+        run::print(&format!("{}\n", archive.display()));
+        return Ok(());
     }
     setup::for_building()?;
     for architecture in ARCHITECTURES {
@@ -102,9 +104,15 @@ pub(crate) fn build(arguments: &[String]) -> Result<()> {
             run::say(&said);
             continue;
         }
-        write(&programs::build_static(architecture)?, architecture, &tag)?;
+        let archive = write(&programs::build_static(architecture)?, architecture, &tag)?;
+        run::print(&format!("{}\n", archive.display()));
     }
     Ok(())
+}
+
+/// The archive of an image for this machine around `binary`.
+pub(crate) fn of_binary(binary: &Path, tag: &str) -> Result<PathBuf> {
+    write(binary, Architecture::of_host()?, tag)
 }
 
 /// What this machine lacks to build for an architecture that is not its own.
@@ -131,7 +139,7 @@ pub(crate) fn cross_tool(architecture: Architecture, tool: &str) -> String {
     format!("{}-linux-gnu-{tool}", architecture.rust)
 }
 
-fn write(binary: &Path, architecture: Architecture, tag: &str) -> Result<()> {
+fn write(binary: &Path, architecture: Architecture, tag: &str) -> Result<PathBuf> {
     let folder = tree::target().join("image");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let contents = Contents::around(&stripped(binary, architecture, &folder)?)?;
@@ -148,8 +156,7 @@ fn write(binary: &Path, architecture: Architecture, tag: &str) -> Result<()> {
     std::fs::write(&half, &bytes).with_context(|| format!("cannot write {}", half.display()))?;
     std::fs::rename(&half, &archive).with_context(|| format!("cannot write {}", archive.display()))?;
     run::say(&format!("{} ({} MB)", image.reference, bytes.len() / 1_000_000));
-    run::print(&format!("{}\n", archive.display()));
-    Ok(())
+    Ok(archive)
 }
 
 /// The binary without debugging information, which is most of its size; names of functions stay.

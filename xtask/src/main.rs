@@ -1,6 +1,7 @@
 //! `cargo xtask`: every developer task of Warren under one name. This file reads the command line and nothing else;
 //! each task has a file of its own.
 
+mod cluster;
 mod ebpf;
 mod image;
 mod licences;
@@ -28,7 +29,7 @@ Tasks:
   image          write the container image as an archive, target/image/warren-VERSION-ARCH.tar
   manifests      render deploy/manifests from the Helm charts; --check only compares
   demo           two nodes and four pods on this machine, real traffic, every claim shown
-  test [LEVEL]   run the tests: pure, kernel or net; without a level all of them
+  test [LEVEL]   run the tests: pure, kernel, net or cluster; without a level all of them
   lint           format, clippy for the host and for the bpf target, import walls, licences, advisories
   bench          measure the mesh beside plain connections and beside the least an encrypted path costs
   help [TASK]    this text, or a task's own
@@ -102,14 +103,22 @@ Usage: cargo xtask demo [--ipv6] [--keep] [--clean]
 const TEST_HELP: &str = "\
 Run the tests. The last line holds the totals, `N passed, N failed`.
 
-Usage: cargo xtask test [LEVEL]
+Usage: cargo xtask test [LEVEL] [--cluster rig|kubeconfig] [-- ARGUMENTS OF THE TESTS' RUNNER]
 
 Levels:
   pure     unit tests, and integration tests that need no privilege
   kernel   the programs in the running kernel (root)               userspace/tests/kernel_*.rs
   net      nodes and pods as network namespaces (root)             userspace/tests/net_*.rs, tests/tests/net_*.rs
+  cluster  Warren on a real Kubernetes (root)                      userspace/tests/cluster_*.rs, tests/tests/cluster_*.rs
 
 Without a level all of them run. Tests that need root are built by you and started by sudo.
+
+  --cluster rig         (default) Kubernetes from tests/kube, two nodes in network namespaces; built once, in 6 minutes,
+                        into $WARREN_CACHE or ~/.cache/warren
+  --cluster kubeconfig  the cluster that KUBECONFIG leads to, such as kind with two workers; tests that stop nodes or the
+                        API server are skipped. An image goes into kind by itself, elsewhere it must be there
+
+Where a machine cannot run level cluster, it is skipped and the last lines say what is missing.
 ";
 
 const LINT_HELP: &str = "\

@@ -49,11 +49,16 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
 
 /// Runs one step of a longer task and says how long it took.
 pub(crate) fn step(what: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    step_of(what, work)
+}
+
+/// As [`step`], for one that makes something.
+pub(crate) fn step_of<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     say(what);
     let begin = Instant::now();
-    work().with_context(|| what.to_owned())?;
+    let made = work().with_context(|| what.to_owned())?;
     say(&format!("{what}: done in {:.1} s", begin.elapsed().as_secs_f32()));
-    Ok(())
+    Ok(made)
 }
 
 /// Becomes `command`: this program ends here, so a Ctrl-C reaches the one that has things to clean up, and no other.

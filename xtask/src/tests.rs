@@ -7,18 +7,20 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cluster::{self, Choice, Cluster};
 use crate::{ebpf, programs, run, setup, tree};
 
-/// What a test needs from the machine. The name of an integration test's file says it: `kernel_….rs`, `net_….rs`;
-/// everything else is pure.
+/// What a test needs from the machine. The name of an integration test's file says it: `kernel_….rs`, `net_….rs`,
+/// `cluster_….rs`; everything else is pure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     Pure,
     Kernel,
     Net,
+    Cluster,
 }
 
-const LEVELS: [Level; 3] = [Level::Pure, Level::Kernel, Level::Net];
+const LEVELS: [Level; 4] = [Level::Pure, Level::Kernel, Level::Net, Level::Cluster];
 
 impl fmt::Display for Level {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,6 +28,7 @@ impl fmt::Display for Level {
             Level::Pure => "pure",
             Level::Kernel => "kernel",
             Level::Net => "net",
+            Level::Cluster => "cluster",
         })
     }
 }
@@ -34,7 +37,7 @@ impl Level {
     fn named(name: &str) -> Result<Self> {
         match LEVELS.into_iter().find(|level| level.to_string() == name) {
             Some(level) => Ok(level),
-            None => bail!("there is no level {name:?}; the levels are pure, kernel and net"),
+            None => bail!("there is no level {name:?}; the levels are pure, kernel, net and cluster"),
         }
     }
 
@@ -42,6 +45,7 @@ impl Level {
         match stem.split_once('_') {
             Some(("kernel", _)) => Level::Kernel,
             Some(("net", _)) => Level::Net,
+            Some(("cluster", _)) => Level::Cluster,
             Some(_) | None => Level::Pure,
         }
     }
@@ -86,17 +90,32 @@ impl Totals {
     }
 }
 
+/// The levels to run, and the cluster for those that need one.
+fn chosen(arguments: &[String]) -> Result<(Vec<Level>, Choice)> {
+    let (mut levels, mut choice) = (Vec::new(), Choice::default());
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        if word == "--cluster" {
+            choice = Choice::named(words.next().context("--cluster needs a value: rig or kubeconfig")?)?;
+        } else if levels.is_empty() {
+            levels.push(Level::named(word)?);
+        } else {
+            bail!("one level at a time, but {word:?} was given as well");
+        }
+    }
+    if levels.is_empty() {
+        levels = LEVELS.to_vec();
+    }
+    Ok((levels, choice))
+}
+
 /// `arguments` are a level, or none for all, and after `--` what goes to the tests' own runner.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     let (own, for_runner) = match arguments.iter().position(|argument| argument == "--") {
         Some(at) => (&arguments[..at], &arguments[at + 1..]),
         None => (arguments, &[][..]),
     };
-    let levels = match own {
-        [] => LEVELS.to_vec(),
-        [level] => vec![Level::named(level)?],
-        [_, surplus, ..] => bail!("one level at a time, but {surplus:?} was given as well"),
-    };
+    let (levels, choice) = chosen(own)?;
 
     setup::for_building()?;
     if levels.iter().any(|level| level.needs_root()) {
@@ -105,9 +124,18 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     run::step("building the kernel programs", ebpf::build)?;
 
     let mut totals = Totals::default();
+    let mut skipped = Vec::new();
     for level in levels {
-        totals.add(run_level(level, for_runner)?);
+        if level == Level::Cluster {
+            let lacks = cluster::lacks(choice);
+            if !lacks.is_empty() {
+                skipped.push(format!("SKIPPED: level cluster, for want of {}\n", lacks.join("; ")));
+                continue;
+            }
+        }
+        totals.add(run_level(level, choice, for_runner)?);
     }
+    skipped.iter().for_each(|line| run::print(line));
     if totals.ignored > 0 {
         run::print(&format!("{} ignored\n", totals.ignored));
     }
@@ -119,7 +147,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     })
 }
 
-fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
+fn run_level(level: Level, choice: Choice, for_runner: &[String]) -> Result<Totals> {
     let files = integration_tests(level)?;
     let mut what: Vec<String> = files.into_iter().flat_map(|stem| ["--test".to_owned(), stem]).collect();
     if level == Level::Pure {
@@ -142,15 +170,24 @@ fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
         run::run(tree::cargo().args(&base).args(["--quiet", "--no-run"]))
     })?;
 
+    let binaries = tree::target().join("debug");
+    let cluster = match level {
+        Level::Cluster => Some(Cluster::up(choice, &binaries.join("warren"))?),
+        Level::Pure | Level::Kernel | Level::Net => None,
+    };
+    let mut environment: Vec<(&str, String)> = programs::environment(&binaries).into_iter().collect();
+    let mut within = Vec::new();
+    if let Some(cluster) = &cluster {
+        environment.extend(cluster.environment().iter().cloned());
+        within = cluster.runner();
+    }
+
     run::say(&format!("level {level}"));
     let mut command = tree::cargo();
     if level.needs_root() {
-        command.args(as_root(level)?);
+        command.args(started_by(level, &environment, &within)?);
     }
-    command
-        .args(&base)
-        .envs(programs::environment(&tree::target().join("debug")))
-        .arg("--");
+    command.args(&base).envs(environment.iter().cloned()).arg("--");
     if level.needs_root() {
         // They share the machine: addresses, sysctls, the kernel's maps.
         command.arg("--test-threads=1");
@@ -162,7 +199,7 @@ fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
         run::say("the unit tests of userspace once more, as root");
         let mut command = tree::cargo();
         command
-            .args(as_root(level)?)
+            .args(started_by(level, &environment, &[])?)
             .args(["test", "--package", "warren", "--lib", "--"])
             .args(for_runner);
         totals.add(follow(&mut command)?);
@@ -178,27 +215,28 @@ fn run_level(level: Level, for_runner: &[String]) -> Result<Totals> {
     Ok(totals)
 }
 
-/// The arguments that make cargo start test binaries by sudo: they are built by the person, only run as root.
-fn as_root(level: Level) -> Result<Vec<String>> {
-    if run::is_root() {
+/// The arguments that make cargo start test binaries by sudo, and by what else they need: they are built by the person,
+/// only run as root.
+fn started_by(level: Level, environment: &[(&str, String)], within: &[String]) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    if !run::is_root() {
+        let Some(sudo) = tree::find("sudo") else {
+            bail!("the tests of level {level} need root, and there is no sudo; run `cargo xtask test {level}` as root");
+        };
+        run::say(&format!(
+            "sudo: the tests of level {level} make network namespaces and load kernel programs"
+        ));
+        words.extend([sudo.to_string_lossy().into_owned(), "--".to_owned(), "env".to_owned()]);
+        words.extend(environment.iter().map(|(name, value)| format!("{name}={value}")));
+    }
+    words.extend(within.iter().cloned());
+    if words.is_empty() {
         return Ok(Vec::new());
     }
-    let Some(sudo) = tree::find("sudo") else {
-        bail!("the tests of level {level} need root, and there is no sudo; run `cargo xtask test {level}` as root");
-    };
-    run::say(&format!(
-        "sudo: the tests of level {level} make network namespaces and load kernel programs"
-    ));
-    let environment =
-        programs::environment(&tree::target().join("debug")).map(|(name, value)| format!("{name}={value}"));
-    let words = ["--".to_owned(), "env".to_owned()].into_iter().chain(environment);
-    let runner: Vec<String> = std::iter::once(sudo.to_string_lossy().into_owned())
-        .chain(words)
-        .map(|word| format!("{word:?}"))
-        .collect();
+    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
     Ok(vec![
         "--config".to_owned(),
-        format!("target.{}.runner=[{}]", tree::host_triple()?, runner.join(",")),
+        format!("target.{}.runner=[{}]", tree::host_triple()?, words.join(",")),
     ])
 }
 
@@ -280,16 +318,32 @@ mod unit {
     fn the_name_of_a_file_says_its_level() {
         assert_eq!(Level::of_file("kernel_pins"), Level::Kernel);
         assert_eq!(Level::of_file("net_relay"), Level::Net);
+        assert_eq!(Level::of_file("cluster_identity"), Level::Cluster);
         assert_eq!(Level::of_file("imports"), Level::Pure);
         assert_eq!(Level::of_file("network"), Level::Pure);
     }
 
     #[test]
     fn a_level_that_does_not_exist_is_refused_by_name() {
-        let error = Level::named("cluster").expect_err("no such level").to_string();
+        let error = Level::named("smoke").expect_err("no such level").to_string();
         assert!(
-            error.contains("\"cluster\"") && error.contains("pure, kernel and net"),
+            error.contains("\"smoke\"") && error.contains("pure, kernel, net and cluster"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_level_and_a_cluster_may_be_named_in_any_order() {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for line in ["cluster --cluster kubeconfig", "--cluster kubeconfig cluster"] {
+            assert_eq!(
+                chosen(&words(line)).expect(line),
+                (vec![Level::Cluster], Choice::Kubeconfig)
+            );
+        }
+        assert_eq!(chosen(&[]).expect("all"), (LEVELS.to_vec(), Choice::Rig));
+        for line in ["pure net", "--cluster", "--cluster kind"] {
+            assert!(chosen(&words(line)).is_err(), "{line}");
+        }
     }
 }

@@ -1,0 +1,255 @@
+//! The cluster that tests of level cluster run on: the rig of tests/kube, built once into the cache and brought up for one
+//! run, or whichever cluster `KUBECONFIG` leads to. Where neither can be, it says what is missing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{image, run, tree};
+
+/// The image's tag, so that no test takes a released image for the one of this tree.
+const TAG: &str = "test";
+/// Prefix of the rig's namespaces; one rig of this name at a time.
+const RIG: &str = "wtcl";
+/// What the rig's scripts call.
+const COMMANDS: [&str; 7] = ["bash", "ip", "nsenter", "unshare", "openssl", "sysctl", "python3"];
+/// What building it needs beside them.
+const BUILDERS: [&str; 4] = ["go", "gcc", "apt-get", "dpkg"];
+
+/// Which cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Choice {
+    #[default]
+    Rig,
+    /// Any that `KUBECONFIG` points at.
+    Kubeconfig,
+}
+
+impl Choice {
+    pub(crate) fn named(name: &str) -> Result<Self> {
+        match name {
+            "rig" => Ok(Self::Rig),
+            "kubeconfig" => Ok(Self::Kubeconfig),
+            _ => bail!("there is no cluster {name:?}; it is rig or kubeconfig"),
+        }
+    }
+}
+
+/// A cluster that is up, with Warren's image in it where we could put it there. A rig goes down with this value.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    environment: Vec<(&'static str, String)>,
+    rig: Option<Rig>,
+}
+
+#[derive(Debug)]
+struct Rig {
+    binaries: PathBuf,
+}
+
+/// What this machine lacks; empty where tests of level cluster can run.
+pub(crate) fn lacks(choice: Choice) -> Vec<String> {
+    match choice {
+        Choice::Rig => lacks_of_rig(),
+        Choice::Kubeconfig => lacks_of_kubeconfig(),
+    }
+}
+
+fn lacks_of_rig() -> Vec<String> {
+    let mut lacks = Vec::new();
+    if std::env::consts::ARCH != "x86_64" {
+        lacks.push("a processor of amd64, for which the test cluster is built".to_owned());
+    }
+    let Some(binaries) = binaries() else {
+        lacks.push("a folder for the test cluster: set WARREN_CACHE, or HOME".to_owned());
+        return lacks;
+    };
+    let mut commands = COMMANDS.to_vec();
+    if !binaries.join("key").exists() {
+        commands.extend(BUILDERS);
+    }
+    let missing = commands.into_iter().filter(|command| tree::find(command).is_none());
+    lacks.extend(missing.map(|command| format!("the command {command}")));
+    if !run::is_root() && tree::find("sudo").is_none() {
+        lacks.push("root, or sudo".to_owned());
+    }
+    for (path, what) in [
+        (
+            "/sys/fs/cgroup/unified/cgroup.procs",
+            "cgroup v2 at /sys/fs/cgroup/unified",
+        ),
+        ("/sys/fs/cgroup/memory/cgroup.procs", "cgroup v1 below /sys/fs/cgroup"),
+    ] {
+        if !Path::new(path).exists() {
+            lacks.push(format!(
+                "{what}: the test cluster's nodes need it (`--cluster kubeconfig` uses another cluster)"
+            ));
+        }
+    }
+    lacks
+}
+
+fn lacks_of_kubeconfig() -> Vec<String> {
+    let mut lacks = Vec::new();
+    match std::env::var_os("KUBECONFIG") {
+        None => lacks.push("KUBECONFIG, the file that leads to the cluster".to_owned()),
+        Some(file) if !Path::new(&file).is_file() => {
+            lacks.push(format!("the file {} that KUBECONFIG names", Path::new(&file).display()));
+        }
+        Some(_) => {}
+    }
+    if kubectl().is_none() {
+        lacks.push("the command kubectl".to_owned());
+    }
+    lacks
+}
+
+impl Cluster {
+    /// Brings it up. `warren` is the binary that the image is made of.
+    pub(crate) fn up(choice: Choice, warren: &Path) -> Result<Self> {
+        let archive = run::step_of("writing the image of the tests", || image::of_binary(warren, TAG))?;
+        let mut environment = vec![("WARREN_IMAGE_TAG", TAG.to_owned())];
+        let rig = match choice {
+            Choice::Rig => {
+                let rig = Rig::build()?;
+                environment.push(("KUBECONFIG", rig.kubeconfig().display().to_string()));
+                environment.extend(rig.environment());
+                environment.push(("WARREN_RIG", script("rig.sh").display().to_string()));
+                environment.push(("WARREN_BUSYBOX", "rig.local/busybox:1".to_owned()));
+                environment.push(("WARREN_KUBECTL", rig.binaries.join("bin/kubectl").display().to_string()));
+                run::step("bringing two nodes up", || run::run(&mut rig.command(&["up", "2"])?))?;
+                run::step("putting the image on them", || {
+                    run::run(&mut rig.command(&["import", &archive.display().to_string()])?)
+                })?;
+                Some(rig)
+            }
+            Choice::Kubeconfig => {
+                let kubeconfig = std::env::var("KUBECONFIG").context("KUBECONFIG is not set")?;
+                let kubectl = kubectl().context("there is no kubectl")?;
+                load_into_kind(&kubectl, &archive)?;
+                let busybox = std::env::var("WARREN_BUSYBOX").unwrap_or_else(|_| "busybox:stable".to_owned());
+                environment.push(("KUBECONFIG", kubeconfig));
+                environment.push(("WARREN_KUBECTL", kubectl.display().to_string()));
+                environment.push(("WARREN_BUSYBOX", busybox));
+                None
+            }
+        };
+        Ok(Self { environment, rig })
+    }
+
+    pub(crate) fn environment(&self) -> &[(&'static str, String)] {
+        &self.environment
+    }
+
+    /// What each test's program is started by: within the rig's control plane, from where everything can be reached.
+    pub(crate) fn runner(&self) -> Vec<String> {
+        let within = self.rig.iter().map(|_| script("rig.sh").display().to_string());
+        within.flat_map(|script| [script, "cp".to_owned()]).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::env::var_os("WARREN_KEEP_CLUSTER").is_some() {
+            return;
+        }
+        let down = self
+            .rig
+            .as_ref()
+            .map(|rig| rig.command(&["down"]).and_then(|mut down| run::run(&mut down)));
+        if let Some(Err(error)) = down {
+            run::say(&format!("the test cluster stays: {error:#}"));
+        }
+    }
+}
+
+impl Rig {
+    fn build() -> Result<Self> {
+        let binaries = binaries().context("there is no folder for the test cluster")?;
+        let rig = Self { binaries };
+        if tree::find("go").is_none() {
+            run::say("no go here: the test cluster is taken as it lies in the cache");
+            return Ok(rig);
+        }
+        run::step("building the test cluster (minutes, the first time)", || {
+            run::run(Command::new(script("build.sh")).arg(&rig.binaries))
+        })?;
+        Ok(rig)
+    }
+
+    fn state(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("kube-rig-{RIG}"))
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.state().join("pki/admin.kubeconfig")
+    }
+
+    fn environment(&self) -> [(&'static str, String); 3] {
+        [
+            ("BIN", self.binaries.display().to_string()),
+            ("P", RIG.to_owned()),
+            ("RUN", self.state().display().to_string()),
+        ]
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let script = script("rig.sh").display().to_string();
+        let mut command = run::as_root(
+            &script,
+            &self.environment(),
+            "the test cluster lives in network namespaces",
+        )?;
+        command.args(arguments).stdin(Stdio::null());
+        Ok(command)
+    }
+}
+
+/// Where the rig's programs lie, outside every checkout.
+fn binaries() -> Option<PathBuf> {
+    tree::cache().map(|cache| cache.join("kube"))
+}
+
+fn script(name: &str) -> PathBuf {
+    tree::root().join("tests/kube").join(name)
+}
+
+fn kubectl() -> Option<PathBuf> {
+    let built = binaries().map(|folder| folder.join("bin/kubectl"));
+    tree::find("kubectl").or_else(|| built.filter(|path| path.is_file()))
+}
+
+/// A cluster of kind takes the image from us; into any other one its owner has to put it.
+fn load_into_kind(kubectl: &Path, archive: &Path) -> Result<()> {
+    let context = run::read(Command::new(kubectl).args(["config", "current-context"]))?;
+    match (context.trim().strip_prefix("kind-"), tree::find("kind")) {
+        (Some(name), Some(kind)) => run::run(
+            Command::new(kind)
+                .args(["load", "image-archive", "--name", name])
+                .arg(archive),
+        ),
+        (Some(_) | None, _) => {
+            run::say(&format!(
+                "the nodes must already have the image of {}",
+                archive.display()
+            ));
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_cluster_that_does_not_exist_is_refused_by_name() {
+        assert_eq!(Choice::named("kubeconfig").expect("known"), Choice::Kubeconfig);
+        let error = Choice::named("minikube").expect_err("unknown").to_string();
+        assert!(
+            error.contains("\"minikube\"") && error.contains("rig or kubeconfig"),
+            "{error}"
+        );
+    }
+}
