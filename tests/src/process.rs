@@ -226,6 +226,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Memory that is resident now, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        resident_kib(self.pid())
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -345,4 +350,14 @@ fn tail(log: &str) -> &str {
         start += 1;
     }
     &log[start..]
+}
+
+/// Memory of a process that is resident now, in KiB.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no VmRSS")?;
+    line.trim().trim_end_matches(" kB").parse().context("parse VmRSS")
 }

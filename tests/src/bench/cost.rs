@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::field::Field;
 use super::{Lane, Path};
 use crate::mesh::Mesh;
+use crate::process::resident_kib;
 use crate::topology::Node;
 
 /// Linux counts CPU time for user space in hundredths of a second, whatever its own clock.
@@ -85,15 +86,6 @@ pub fn resident_when_settled(mesh: &mut Mesh) -> Result<[u64; 2]> {
 fn resident(mesh: &mut Mesh) -> Result<[u64; 2]> {
     let [source, destination] = daemon_pids(mesh);
     Ok([resident_kib(source)?, resident_kib(destination)?])
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    line.trim().trim_end_matches(" kB").parse().context("parse VmRSS")
 }
 
 /// Holds `count` connections open and says what each adds.
