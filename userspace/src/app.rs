@@ -49,13 +49,15 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     let metrics = Metrics::new(place(&config.mesh));
     let readiness = Readiness::awaiting(Condition::ALL.map(Condition::awaited));
     // Taken first: a port that is in use is told before anything changes on the node.
-    let ports = OwnPorts::bind(&config.ports)?;
+    let mut ports = OwnPorts::bind(&config.ports)?;
+    let admin_tasks = Shutdown::new();
+    ports.serve_health(&metrics, &readiness, &admin_tasks)?;
 
     let mut terminated = std::pin::pin!(terminated);
     let (published, contact) = tokio::select! {
-        desired = source::desired_state(&config, &shutdown) => desired?,
+        desired = source::desired_state(&config, &metrics, &shutdown) => desired?,
         outcome = wait(&mut terminated, &shutdown) => {
-            end(&config.run, &shutdown, &Shutdown::new(), &readiness).await;
+            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
             return outcome;
         }
     };
@@ -104,14 +106,10 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         count_snapshots(published.snapshot.clone(), Arc::clone(&metrics), shutdown.clone()),
     );
     register(&metrics, &published, &kernel, &certs, &shutdown);
-    if let Some(contact) = &contact {
-        source::register(&metrics, contact);
-    }
 
-    let admin_tasks = Shutdown::new();
     let state = admin_state(&config, &published, &kernel, &certs, &pods, &context)
         .api_server(move || contact.as_ref().map(source::view));
-    ports.serve(Some(state), &metrics, &readiness, &admin_tasks)?;
+    ports.serve_admin(Some(state), &admin_tasks)?;
     info!(node = config.node_name, "the node's daemon runs");
 
     let outcome = wait(terminated, &shutdown).await;
@@ -335,22 +333,20 @@ impl OwnPorts {
         })
     }
 
-    fn serve(
-        self,
-        state: Option<AdminState>,
-        metrics: &Arc<Metrics>,
-        readiness: &Readiness,
-        tasks: &Shutdown,
-    ) -> io::Result<()> {
+    /// Metrics and readiness: from the start, so that a role which waits says for what.
+    fn serve_health(&mut self, metrics: &Arc<Metrics>, readiness: &Readiness, tasks: &Shutdown) -> io::Result<()> {
+        let site = Arc::new(MetricsSite(Arc::clone(metrics)));
+        admin::serve(std::mem::take(&mut self.metrics), site, "metrics", tasks)?;
+        let site = Arc::new(ReadinessSite(readiness.clone()));
+        admin::serve(std::mem::take(&mut self.readiness), site, "readiness", tasks)
+    }
+
+    fn serve_admin(self, state: Option<AdminState>, tasks: &Shutdown) -> io::Result<()> {
         let site = Arc::new(AdminSite {
             state,
             logging: crate::telemetry::logging::handle(),
         });
-        admin::serve(self.admin, site, "admin", tasks)?;
-        let site = Arc::new(MetricsSite(Arc::clone(metrics)));
-        admin::serve(self.metrics, site, "metrics", tasks)?;
-        let site = Arc::new(ReadinessSite(readiness.clone()));
-        admin::serve(self.readiness, site, "readiness", tasks)
+        admin::serve(self.admin, site, "admin", tasks)
     }
 }
 

@@ -29,7 +29,9 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
     let terminated = termination();
     let metrics = Metrics::new(place(&config.mesh));
     let readiness = Readiness::awaiting([AUTHORITY, PODS]);
-    let ports = OwnPorts::bind(&config.ports)?;
+    let mut ports = OwnPorts::bind(&config.ports)?;
+    let admin_tasks = Shutdown::new();
+    ports.serve_health(&metrics, &readiness, &admin_tasks)?;
     let (cluster, root, callers) = sources(&config, &shutdown).await?;
 
     let (addresses, names): (Vec<_>, Vec<_>) = config.san.iter().partition(|san| san.parse::<IpAddr>().is_ok());
@@ -48,8 +50,7 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
     register(&metrics, &controller);
     become_ready(controller, readiness.clone(), &shutdown);
 
-    let admin_tasks = Shutdown::new();
-    ports.serve(None, &metrics, &readiness, &admin_tasks)?;
+    ports.serve_admin(None, &admin_tasks)?;
     info!("the controller runs");
     let outcome = wait(terminated, &shutdown).await;
     end(&config.run, &shutdown, &admin_tasks, &readiness).await;

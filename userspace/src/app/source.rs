@@ -12,6 +12,7 @@ use tracing::info;
 /// Returns when everything has been read once. With an API server, also what passes between it and us.
 pub(super) async fn desired_state(
     config: &NodeConfig,
+    metrics: &Metrics,
     shutdown: &Shutdown,
 ) -> anyhow::Result<(Published, Option<Contact>)> {
     let settings = |source| IndexSettings {
@@ -27,6 +28,8 @@ pub(super) async fn desired_state(
     }
     let contact = Contact::default();
     let client = client::connect_counted(config.source.kubeconfig.as_deref(), &contact).await?;
+    // Before the first list: a server that does not answer is seen in them.
+    register(metrics, &contact);
     info!("reading the cluster from its API server");
     let published = api::spawn(client, settings(Source::ApiServer), shutdown)
         .await
@@ -35,7 +38,7 @@ pub(super) async fn desired_state(
 }
 
 /// What is asked of the API server, and how long it has been silent.
-pub(super) fn register(metrics: &Metrics, contact: &Contact) {
+fn register(metrics: &Metrics, contact: &Contact) {
     let count = |name, help, read: fn(&Contact) -> u64| {
         let contact = contact.clone();
         metrics.register(Live::counter(name, help, move || {
@@ -52,17 +55,21 @@ pub(super) fn register(metrics: &Metrics, contact: &Contact) {
     let contact = contact.clone();
     metrics.register(Live::gauge(
         "api_silent_seconds",
-        "Time since the API server last said anything; the snapshot may be so old",
+        "Time since the API server last told anything about a kind; what is known of it may be so old",
         move || {
-            let silence = contact.silence().into_iter();
-            silence.map(|time| LiveSample::new([], time.as_secs_f64())).collect()
+            let silences = contact.silences().into_iter();
+            silences
+                .map(|(kind, time)| LiveSample::new([("kind", kind.word().to_owned())], time.as_secs_f64()))
+                .collect()
         },
     ));
 }
 
 pub(super) fn view(contact: &Contact) -> dump::ApiServer {
+    let stalest = contact.silences().into_iter().max_by_key(|(_, silence)| *silence);
     dump::ApiServer {
-        silent_seconds: contact.silence().map(|time| time.as_secs()),
+        silent_seconds: stalest.map(|(_, silence)| silence.as_secs()),
+        silent_about: stalest.map(|(kind, _)| kind.word().to_owned()),
         requests: contact.requests(),
         failures: contact.failures(),
         bytes: contact.bytes(),

@@ -8,6 +8,8 @@ mod tests;
 mod told;
 mod watching;
 
+pub(super) use kinds::kind_at;
+
 use super::{
     index::{Index, IndexSettings},
     objects::Kind,

@@ -69,8 +69,10 @@ pub struct Version {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ApiServer {
-    /// Since it last said anything; below 40 s while it is there.
+    /// Since it last told anything about the kind that it has been silent about for longest; below 40 s while it is there.
     pub silent_seconds: Option<u64>,
+    /// That kind.
+    pub silent_about: Option<String>,
     pub requests: u64,
     pub failures: u64,
     pub bytes: u64,

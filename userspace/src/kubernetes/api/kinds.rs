@@ -1,7 +1,8 @@
 //! Where the API server keeps each kind: group, versions from the one preferred to the oldest that is understood.
 
+use super::object::Object;
 use crate::kubernetes::objects::Kind;
-use kube::core::ApiResource;
+use kube::{Resource, core::ApiResource};
 
 /// A kind and where to look for it.
 #[derive(Debug, Clone)]
@@ -63,6 +64,12 @@ pub(super) fn all() -> Vec<Place> {
     .collect()
 }
 
+/// Whose lists and watches a request to this path is.
+pub(in crate::kubernetes) fn kind_at(path: &str) -> Option<Kind> {
+    let is_here = |place: &Place| place.versions.iter().any(|v| Object::url_path(v, None) == path);
+    all().into_iter().find(is_here).map(|place| place.kind)
+}
+
 fn resource(kind: Kind, group: &str, version: &str, plural: &str) -> ApiResource {
     let api_version = if group.is_empty() {
         version.to_owned()
@@ -75,5 +82,27 @@ fn resource(kind: Kind, group: &str, version: &str, plural: &str) -> ApiResource
         api_version,
         kind: kind.word().to_owned(),
         plural: plural.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_about_the_kind_it_lists_or_watches_and_one_for_a_single_object_is_about_none() {
+        for (path, kind) in [
+            ("/api/v1/pods", Some(Kind::Pod)),
+            ("/apis/discovery.k8s.io/v1/endpointslices", Some(Kind::EndpointSlice)),
+            (
+                "/apis/security.istio.io/v1beta1/peerauthentications",
+                Some(Kind::PeerAuthentication),
+            ),
+            ("/api/v1/namespaces/shop/pods/services", None),
+            ("/api/v1/namespaces/shop", None),
+            ("/apis/security.istio.io/v1", None),
+        ] {
+            assert_eq!(kind_at(path), kind, "{path}");
+        }
     }
 }

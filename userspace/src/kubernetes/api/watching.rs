@@ -22,8 +22,13 @@ const PAGE: u32 = 500;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// A kind that is not there is looked for after so long, at first and at most.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// How often in a row the server must say that it knows no such kind. Oftener where it has listed it before: what answers
+/// in the place of a server that comes or goes may say the same, and policies must not be dropped for that. Whoever deletes
+/// a kind deletes its objects first, which the watch tells.
+const LOOKS: u32 = 2;
+const LOOKS_IF_LISTED: u32 = 5;
 /// Without a failure for so long, the next one is a first one.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
@@ -62,13 +67,12 @@ async fn follow(client: Client, place: Place, letters: mpsc::Sender<Letter>) {
     let kind = place.kind;
     let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut looks = Pauses::new(FIRST_LOOK, LONGEST_LOOK);
-    // A policy that lets less through is not forgotten for one answer: what is missing must be so twice.
-    let mut was_missing = false;
+    let mut absence = Absence::default();
     loop {
         let mut missing = true;
         for version in &place.versions {
             let api: Api<Object> = Api::all_with(client.clone(), version);
-            match one_round(api, &place, &letters, &mut pauses).await {
+            match one_round(api, &place, &letters, &mut pauses, &mut absence).await {
                 Ended::Missing => continue,
                 Ended::Stale => {}
                 Ended::Unheard => return,
@@ -77,25 +81,52 @@ async fn follow(client: Client, place: Place, letters: mpsc::Sender<Letter>) {
             break;
         }
         if !missing {
-            was_missing = false;
             looks.reset();
             continue;
         }
-        if was_missing {
-            if letters.send((kind, News::KindIsMissing)).await.is_err() {
-                return;
-            }
-            looks.wait().await;
-        } else {
-            debug!(kind = kind.word(), "the API server does not know this kind");
-            was_missing = true;
-            pauses.wait().await;
+        debug!(kind = kind.word(), "the API server does not know this kind");
+        if absence.missed() && letters.send((kind, News::KindIsMissing)).await.is_err() {
+            return;
         }
+        looks.wait().await;
+    }
+}
+
+/// Whether a kind is missing. Pure.
+#[derive(Debug, Default)]
+struct Absence {
+    listed: bool,
+    misses: u32,
+}
+
+impl Absence {
+    fn listed(&mut self) {
+        *self = Self {
+            listed: true,
+            misses: 0,
+        };
+    }
+
+    /// The server does not know the kind in any version; true if that is to be believed.
+    fn missed(&mut self) -> bool {
+        self.misses += 1;
+        let believed = self.misses >= if self.listed { LOOKS_IF_LISTED } else { LOOKS };
+        if believed {
+            *self = Self::default();
+            self.misses = LOOKS;
+        }
+        believed
     }
 }
 
 /// One list, and watches from there on for as long as they can follow each other.
-async fn one_round(api: Api<Object>, place: &Place, letters: &mpsc::Sender<Letter>, pauses: &mut Pauses) -> Ended {
+async fn one_round(
+    api: Api<Object>,
+    place: &Place,
+    letters: &mpsc::Sender<Letter>,
+    pauses: &mut Pauses,
+    absence: &mut Absence,
+) -> Ended {
     let kind = place.kind;
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let mut events = std::pin::pin!(watcher::watcher(api, config));
@@ -109,7 +140,10 @@ async fn one_round(api: Api<Object>, place: &Place, letters: &mpsc::Sender<Lette
             }
             Ok(Event::InitApply(object) | Event::Apply(object)) => News::Is(object.value),
             Ok(Event::Delete(object)) => News::IsGone(object.value),
-            Ok(Event::InitDone) => News::ListEnds,
+            Ok(Event::InitDone) => {
+                absence.listed();
+                News::ListEnds
+            }
             Err(error) => match Failure::of(&error) {
                 Failure::Missing if place.may_be_missing => return Ended::Missing,
                 Failure::Stale => {
@@ -240,6 +274,22 @@ mod tests {
         tokio::time::advance(FORGIVEN * 2).await;
         assert!(pauses.is_first());
         assert_eq!(pauses.next(1.0).as_millis(), 200);
+    }
+
+    #[test]
+    fn a_kind_whose_objects_were_listed_is_believed_missing_only_after_a_while() {
+        let mut absence = Absence::default();
+        assert_eq!(
+            [absence.missed(), absence.missed(), absence.missed()],
+            [false, true, true]
+        );
+        absence.listed();
+        let believed: Vec<bool> = (0..6).map(|_| absence.missed()).collect();
+        assert_eq!(believed, [false, false, false, false, true, true]);
+        absence.listed();
+        assert!((0..4).all(|_| !absence.missed()));
+        absence.listed();
+        assert!(!absence.missed(), "it was there in between");
     }
 
     #[test]
