@@ -42,6 +42,8 @@ const LINES_PER_SECOND: u32 = 10;
 const LINES_BURST: u32 = 100;
 /// Who is refused waits so long for the answer: a flood takes its own streams, and little of our time.
 const HELD: Duration = Duration::from_millis(500);
+/// How often it is looked meanwhile whether there is reason to refuse still.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Why a node gets no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +192,7 @@ impl IstioCertificateService for SigningService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let begin = Instant::now();
         let (metadata, extensions, request) = request.into_parts();
         let address = extensions.get::<Asker>().map(|asker| asker.0);
         match self.answer(&metadata, address, &request).await {
@@ -210,7 +213,7 @@ impl IstioCertificateService for SigningService {
                         "{refusal}"
                     );
                 }
-                sleep(HELD).await;
+                sleep(HELD.saturating_sub(begin.elapsed())).await;
                 Err(refusal.status())
             }
         }
@@ -229,7 +232,17 @@ impl SigningService {
         if !self.nodes.lock().take(Arc::clone(&node), Instant::now()) {
             return Err((Some(Arc::clone(&node)), Refusal::RateLimited { node }));
         }
-        self.issue(&node, request).map_err(|refusal| (Some(node), refusal))
+        let begin = Instant::now();
+        loop {
+            match self.issue(&node, request) {
+                Ok(response) => return Ok(response),
+                // A daemon may know of its pod a moment before the watch does, and would wait for its answer anyway.
+                Err(Refusal::NotOnNode { .. } | Refusal::NotReady | Refusal::NoAuthority) if begin.elapsed() < HELD => {
+                    sleep(GLANCE).await;
+                }
+                Err(refusal) => return Err((Some(node), refusal)),
+            }
+        }
     }
 
     async fn authenticate(&self, metadata: &MetadataMap, address: Option<IpAddr>) -> Result<Arc<str>, Refusal> {

@@ -349,6 +349,20 @@ async fn nothing_is_signed_before_the_state_of_the_cluster_is_known_or_after_the
 }
 
 #[tokio::test]
+async fn a_pod_that_becomes_known_a_moment_later_gets_its_certificate_at_once() {
+    let world = World::start().await;
+    world.snapshot.send_replace(snapshot(&[], 2));
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.snapshot.send_replace(snapshot(&[("web", "node-a")], 3));
+    };
+    let web = id("web");
+    let (issued, ()) = tokio::join!(world.issue("token-a", &web), late);
+    assert_eq!(issued, Ok(()));
+    assert_eq!(world.count("not_on_node"), 0);
+}
+
+#[tokio::test]
 async fn a_changed_token_file_counts_for_the_next_request() {
     let world = World::start().await;
     let file = world.dir.path().join("tokens");
