@@ -1,0 +1,218 @@
+//! A label puts a namespace's pods into the mesh and takes them out again, on a real Kubernetes: nothing restarts, nothing
+//! that is open breaks, and what is new is HBONE with both identities.
+
+use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, cluster, meshed};
+use warren_tests::wait_until;
+
+const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
+
+/// A client on the first node and a server on the second, ready; and the names of the nodes.
+fn pair<'c>(cluster: &'c Cluster, stem: &str, labels: &str) -> Result<(Namespace<'c>, Vec<String>)> {
+    let nodes = cluster.nodes()?;
+    let namespace = cluster.namespace(stem, labels)?;
+    namespace.client("web", &on(&nodes[0]))?;
+    namespace.server("db", &on(&nodes[1]))?;
+    namespace.ready(&["web", "db"])?;
+    Ok((namespace, nodes))
+}
+
+fn on(node: &str) -> PodShape<'_> {
+    PodShape {
+        node: Some(node),
+        ..PodShape::default()
+    }
+}
+
+fn both_captured(namespace: &Namespace<'_>, wanted: bool) -> Result<()> {
+    namespace.captured("web", wanted)?;
+    namespace.captured("db", wanted)
+}
+
+/// A transfer of 40 portions in about eight seconds; both ends print the checksum of what they had.
+const SEND: &str = "dd if=/dev/urandom of=/tmp/data bs=256k count=40 2>/dev/null; md5sum </tmp/data; \
+                    i=0; while [ $i -lt 40 ]; do dd if=/tmp/data bs=256k skip=$i count=1 2>/dev/null; i=$((i+1)); sleep 0.2; done \
+                    | nc $TO 9000";
+const RECEIVE: &str = "nc -l -p 9000 | md5sum";
+
+/// Opens a transfer from web to db, does `meanwhile`, and compares the checksums at the end.
+fn transfer_across(namespace: &Namespace<'_>, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    let to = namespace.address("db")?;
+    let mut receiver = namespace.spawn("db", RECEIVE)?;
+    wait_until("db listens", PATIENCE, || {
+        let listening = namespace.sh("db", "netstat -ltn | grep -q :9000").ok()?;
+        listening.succeeded.then_some(())
+    })?;
+    let mut sender = namespace.spawn("web", &SEND.replace("$TO", &to))?;
+    let sent = sender.wait_for_line("-", PATIENCE)?;
+    meanwhile()?;
+    ensure!(
+        receiver.wait(PATIENCE)?.success(),
+        "the receiver failed: {}",
+        receiver.log()
+    );
+    sender.stop(PATIENCE)?;
+    ensure!(
+        receiver.stdout().contains(sent.trim()),
+        "sent {sent:?}, received {:?}",
+        receiver.stdout()
+    );
+    Ok(())
+}
+
+#[test]
+fn warren_becomes_ready_on_every_node() -> Result<()> {
+    let cluster = meshed();
+    for node in cluster.nodes()? {
+        let silent = cluster.metric(&node, "warren_api_silent_seconds", &["\"Pod\""])?;
+        ensure!(
+            silent < 60.0,
+            "{node} has heard nothing of the API server for {silent} s"
+        );
+        ensure!(cluster.metric(&node, "warren_snapshot_version", &[])? >= 1.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn traffic_between_nodes_is_hbone_with_both_identities_soon_after_the_label() -> Result<()> {
+    let (namespace, nodes) = pair(meshed(), "label", "")?;
+    namespace.answered("web", "db")?;
+    let labelled = Instant::now();
+    namespace.enrol(true)?;
+    both_captured(&namespace, true)?;
+    let captured = labelled.elapsed();
+    namespace.answered("web", "db")?;
+    let (client, server) = (namespace.identity("web"), namespace.identity("db"));
+    cluster().access_line(&nodes[1], &[&client, &server, "inbound"])?;
+    cluster().access_line(&nodes[0], &[&client, &server, "outbound"])?;
+    ensure!(namespace.restarts("web")? == "0" && namespace.restarts("db")? == "0");
+    // kubectl itself takes a part of it.
+    ensure!(
+        captured < Duration::from_secs(4),
+        "captured {captured:?} after the label"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_transfer_that_is_open_when_the_label_comes_ends_intact() -> Result<()> {
+    let (namespace, _) = pair(meshed(), "open", "")?;
+    transfer_across(&namespace, || {
+        namespace.enrol(true)?;
+        both_captured(&namespace, true)
+    })
+}
+
+#[test]
+fn a_transfer_that_is_open_when_the_label_goes_ends_intact() -> Result<()> {
+    let (namespace, _) = pair(meshed(), "close", AMBIENT)?;
+    both_captured(&namespace, true)?;
+    namespace.answered("web", "db")?;
+    transfer_across(&namespace, || namespace.enrol(false))?;
+    both_captured(&namespace, false)
+}
+
+#[test]
+fn pods_of_an_unlabelled_namespace_are_released_and_still_reach_each_other() -> Result<()> {
+    let (namespace, nodes) = pair(meshed(), "release", AMBIENT)?;
+    both_captured(&namespace, true)?;
+    namespace.answered("web", "db")?;
+    namespace.enrol(false)?;
+    both_captured(&namespace, false)?;
+    namespace.answered("web", "db")?;
+    let before = cluster().metric(&nodes[1], "istio_tcp_connections_opened_total", &[&namespace.name])?;
+    namespace.answered("web", "db")?;
+    let after = cluster().metric(&nodes[1], "istio_tcp_connections_opened_total", &[&namespace.name])?;
+    ensure!(before == after, "a released pod's connection went through the daemon");
+    ensure!(namespace.restarts("web")? == "0" && namespace.restarts("db")? == "0");
+    Ok(())
+}
+
+#[test]
+fn a_service_is_reached_by_name_by_vip_and_by_pod_address() -> Result<()> {
+    let (namespace, _) = pair(meshed(), "names", AMBIENT)?;
+    both_captured(&namespace, true)?;
+    let vip = namespace.kubectl(&["get", "service", "db", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let pod = format!("{}:8080", namespace.address("db")?);
+    let full = format!("db.{}.svc.cluster.local", namespace.name);
+    for to in ["db", &full, &vip, &pod] {
+        ensure!(namespace.answered("web", to)? == "db", "by {to}");
+    }
+    Ok(())
+}
+
+#[test]
+fn two_pods_of_one_node_speak_through_the_mesh_too() -> Result<()> {
+    let cluster = meshed();
+    let node = cluster.nodes()?.remove(0);
+    let namespace = cluster.namespace("one", AMBIENT)?;
+    namespace.client("web", &on(&node))?;
+    namespace.server("db", &on(&node))?;
+    namespace.ready(&["web", "db"])?;
+    both_captured(&namespace, true)?;
+    namespace.answered("web", "db")?;
+    cluster.access_line(
+        &node,
+        &[&namespace.identity("web"), &namespace.identity("db"), "inbound"],
+    )?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_opts_out_stays_outside_and_is_still_reached() -> Result<()> {
+    let cluster = meshed();
+    let nodes = cluster.nodes()?;
+    let namespace = cluster.namespace("optout", AMBIENT)?;
+    let out = PodShape {
+        labels: "istio.io/dataplane-mode: none",
+        ..on(&nodes[1])
+    };
+    namespace.client("web", &on(&nodes[0]))?;
+    namespace.server("db", &out)?;
+    namespace.ready(&["web", "db"])?;
+    namespace.captured("web", true)?;
+    namespace.answered("web", "db")?;
+    namespace.captured("db", false)
+}
+
+#[test]
+fn a_pod_of_the_hosts_network_is_never_captured() -> Result<()> {
+    let cluster = meshed();
+    let nodes = cluster.nodes()?;
+    let namespace = cluster.namespace("host", AMBIENT)?;
+    let host = PodShape {
+        spec: "hostNetwork: true",
+        ..on(&nodes[0])
+    };
+    namespace.client("web", &host)?;
+    namespace.server("db", &on(&nodes[1]))?;
+    namespace.ready(&["web", "db"])?;
+    namespace.captured("db", true)?;
+    ensure!(namespace.answered("web", &format!("{}:8080", namespace.address("db")?))? == "db");
+    namespace.captured("web", false)
+}
+
+#[test]
+fn a_pod_alone_may_be_labelled() -> Result<()> {
+    let (namespace, _) = pair(meshed(), "alone", "")?;
+    namespace.kubectl(&["label", "pod", "db", "istio.io/dataplane-mode=ambient"])?;
+    namespace.captured("db", true)?;
+    namespace.answered("web", "db")?;
+    namespace.captured("web", false)
+}
+
+#[test]
+fn a_name_that_is_used_again_belongs_to_the_new_pod() -> Result<()> {
+    let (namespace, nodes) = pair(meshed(), "again", AMBIENT)?;
+    both_captured(&namespace, true)?;
+    for _ in 0..3 {
+        namespace.kubectl(&["delete", "pod", "db", "--now"])?;
+        namespace.server("db", &on(&nodes[0]))?;
+        namespace.ready(&["db"])?;
+        namespace.captured("db", true)?;
+        ensure!(namespace.answered("web", "db")? == "db");
+    }
+    Ok(())
+}

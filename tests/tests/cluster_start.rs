@@ -1,0 +1,199 @@
+//! A pod of the mesh is captured before its first container starts, whatever the daemon does; a pod outside never waits.
+
+use anyhow::{Result, ensure};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, cluster, meshed};
+
+const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
+const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
+                      spec: {mtls: {mode: STRICT}}}";
+const PODS: u32 = 100;
+
+fn on(node: &str) -> PodShape<'_> {
+    PodShape {
+        node: Some(node),
+        ..PodShape::default()
+    }
+}
+
+/// A server that answers nobody but the mesh.
+fn strict_server<'c>(cluster: &'c Cluster, stem: &str) -> Result<Namespace<'c>> {
+    let namespace = cluster.namespace(stem, AMBIENT)?;
+    namespace.server("db", &PodShape::default())?;
+    namespace.ready(&["db"])?;
+    namespace.captured("db", true)?;
+    namespace.apply(STRICT)?;
+    namespace.client("probe", &PodShape::default())?;
+    namespace.ready(&["probe"])?;
+    namespace.answered("probe", "db")?;
+    Ok(namespace)
+}
+
+/// Pods whose first instruction is one request, never tried again; how many of them failed.
+fn first_connections(namespace: &Namespace<'_>, name: &str) -> Result<u32> {
+    let to = namespace.address("db")?;
+    namespace.apply(&format!(
+        "{{apiVersion: batch/v1, kind: Job, metadata: {{name: {name}}}, spec: {{completions: {PODS}, parallelism: 20, \
+          backoffLimit: {PODS}, template: {{spec: {{restartPolicy: Never, terminationGracePeriodSeconds: 0, \
+          containers: [{{name: c, image: \"{}\", imagePullPolicy: IfNotPresent, \
+          command: [timeout, \"20\", wget, -q, -O, /dev/null, \"http://{to}:8080/\"]}}]}}}}}}}}",
+        cluster().busybox
+    ))?;
+    let done = "jsonpath={.status.succeeded}";
+    let wanted = PODS.to_string();
+    let words = ["-n", &namespace.name, "get", "job", name, "-o", done];
+    cluster()
+        .kubectl
+        .until(Duration::from_secs(240), &words, |said| said == wanted)?;
+    let failed = namespace.kubectl(&["get", "job", name, "-o", "jsonpath={.status.failed}"])?;
+    Ok(failed.parse().unwrap_or(0))
+}
+
+/// Takes the daemons off their nodes without deleting the DaemonSet, or lets them come back.
+fn daemons(wanted: bool) -> Result<()> {
+    let selector = if wanted { "null" } else { "\"nowhere\"" };
+    let patch =
+        format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"warren.mesh/test\":{selector}}}}}}}}}}}");
+    let words = [
+        "-n",
+        "warren-system",
+        "patch",
+        "daemonset",
+        "warren-node",
+        "--type=merge",
+        "-p",
+        &patch,
+    ];
+    cluster().kubectl.run(words)?;
+    if wanted {
+        return cluster().warren_ready();
+    }
+    let pods = [
+        "-n",
+        "warren-system",
+        "get",
+        "pods",
+        "-l",
+        "app.kubernetes.io/name=warren-node",
+        "-o",
+        "name",
+    ];
+    cluster().kubectl.until(PATIENCE, &pods, str::is_empty).map(drop)
+}
+
+/// Brings the daemons back when the test ends, however it ends.
+struct Back;
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(error) = daemons(true) {
+            eprintln!("the daemons do not come back: {error:#}");
+        }
+    }
+}
+
+#[test]
+fn a_hundred_pods_make_their_first_connection_through_the_mesh() -> Result<()> {
+    let namespace = strict_server(meshed(), "first")?;
+    let failed = first_connections(&namespace, "first")?;
+    ensure!(failed == 0, "{failed} first connections failed");
+    Ok(())
+}
+
+#[test]
+fn a_hundred_pods_make_their_first_connection_through_the_mesh_while_daemons_restart() -> Result<()> {
+    let namespace = strict_server(meshed(), "restarts")?;
+    let nodes = cluster().nodes()?;
+    let over = AtomicBool::new(false);
+    let failed = thread::scope(|scope| {
+        scope.spawn(|| {
+            // Of the node that has no server: the server's own daemon must be there to answer.
+            let busy = namespace
+                .kubectl(&["get", "pod", "db", "-o", "jsonpath={.spec.nodeName}"])
+                .unwrap_or_default();
+            while let (false, Some(node)) = (over.load(Ordering::Relaxed), nodes.iter().find(|node| **node != busy)) {
+                let deleted = cluster().daemon(node).and_then(|pod: String| {
+                    cluster()
+                        .kubectl
+                        .run(["-n", "warren-system", "delete", "pod", &pod, "--wait=false"])
+                });
+                if let Err(error) = deleted {
+                    eprintln!("{error:#}");
+                }
+                thread::sleep(Duration::from_secs(5));
+            }
+        });
+        let failed = first_connections(&namespace, "first");
+        over.store(true, Ordering::Relaxed);
+        failed
+    })?;
+    cluster().warren_ready()?;
+    ensure!(failed == 0, "{failed} first connections failed");
+    Ok(())
+}
+
+#[test]
+fn without_a_daemon_a_pod_outside_starts_at_once_and_one_of_the_mesh_waits_and_is_then_captured() -> Result<()> {
+    let cluster = meshed();
+    let node = cluster.nodes()?.remove(0);
+    let (inside, outside) = (cluster.namespace("waits", AMBIENT)?, cluster.namespace("free", "")?);
+    let back = Back;
+    daemons(false)?;
+
+    let begin = Instant::now();
+    outside.client("web", &on(&node))?;
+    outside.ready(&["web"])?;
+    let free = begin.elapsed();
+    inside.client("web", &on(&node))?;
+    let state = [
+        "get",
+        "pod",
+        "web",
+        "-o",
+        "jsonpath={.status.containerStatuses[0].state.running}",
+    ];
+    let until = Instant::now() + Duration::from_secs(8);
+    while Instant::now() < until {
+        ensure!(
+            inside.kubectl(&state)?.is_empty(),
+            "a pod of the mesh runs, and nobody captured it"
+        );
+        thread::sleep(Duration::from_millis(500));
+    }
+    drop(back);
+    inside.ready(&["web"])?;
+    inside.captured("web", true)?;
+    ensure!(
+        free < Duration::from_secs(6),
+        "a pod outside the mesh took {free:?} to start"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_plugin_is_put_back_into_the_chain_when_somebody_takes_it_out() -> Result<()> {
+    let cluster = meshed();
+    let Some(rig) = cluster.rig() else { return Ok(()) };
+    let chain = |node: &str| rig.on_node(node, &["sh", "-c", "cat /etc/cni/net.d/*.conflist"]);
+    for node in cluster.nodes()? {
+        ensure!(
+            chain(&node)?.contains("warren-cni"),
+            "{node} has no plugin in its chain"
+        );
+    }
+    let node = cluster.nodes()?.remove(0);
+    let original = "for f in /etc/cni/net.d/*.conflist; do python3 - $f <<'P'\n\
+                    import json,sys\nf=sys.argv[1]; c=json.load(open(f))\n\
+                    c['plugins']=[p for p in c['plugins'] if p['type']!='warren-cni']\n\
+                    json.dump(c,open(f+'.new','w'))\nP\nmv $f.new $f; done";
+    rig.on_node(&node, &["sh", "-c", original])?;
+    warren_tests::wait::wait_until_ok("the plugin is back", PATIENCE, || {
+        let chain = chain(&node)?;
+        ensure!(chain.contains("warren-cni"), "{chain}");
+        Ok(())
+    })
+}
