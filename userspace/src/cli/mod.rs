@@ -1,10 +1,21 @@
-//! The commands of the person: they read a running daemon through its admin port and print what it holds. Not here: the
-//! roles that run for long (`app`).
+//! The commands of the person: they install and check a cluster, or read a running daemon through its admin port and
+//! print what it holds. Not here: the roles that run for long (`app`).
 
+mod api;
+mod check;
 mod client;
+mod install;
+mod manifests;
 mod tables;
+mod terminal;
+mod uninstall;
 
+pub use api::{ApiError, ClusterArgs};
+pub use check::CheckArgs;
 pub use client::{AdminUrl, ClientError};
+pub use install::{InstallArgs, InstallError, Settings, SettingsError};
+pub use manifests::ManifestError;
+pub use uninstall::{UninstallArgs, UninstallError};
 
 use crate::telemetry::dump::{Dump, Section};
 use clap::{Args, Subcommand, ValueEnum};
@@ -19,6 +30,13 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Install Warren into a cluster, or bring it to this version
+    Install(Box<InstallArgs>),
+    /// Remove Warren from a cluster, with all it has left on the nodes
+    Uninstall(UninstallArgs),
+    /// Look for what is wrong with a cluster, and say what to do
+    #[command(after_help = "Exit code: 0 if there is no error, 3 if there is one, 1 if nothing could be looked at.")]
+    Check(CheckArgs),
     /// Every pod that the node's daemon knows, in the mesh or not
     Workloads(Query),
     /// Services with their addresses and endpoints
@@ -62,6 +80,12 @@ pub enum Output {
 pub enum CommandError {
     #[error(transparent)]
     Client(#[from] ClientError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    #[error(transparent)]
+    Uninstall(#[from] UninstallError),
     #[error("cannot write the output")]
     Write(#[source] io::Error),
 }
@@ -72,6 +96,9 @@ pub enum CommandError {
 /// No daemon answers, or its answer is not understood.
 pub async fn run(command: Command) -> Result<ExitCode, CommandError> {
     let text = match &command {
+        Command::Install(args) => return Ok(install::run(args).await?),
+        Command::Uninstall(args) => return Ok(uninstall::run(args).await?),
+        Command::Check(args) => return Ok(check::run(args).await?),
         Command::Version(query) => version(query).await,
         Command::Workloads(query) => read(query, Section::Workloads, tables::workloads).await?,
         Command::Services(query) => read(query, Section::Services, tables::services).await?,

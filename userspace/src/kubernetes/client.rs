@@ -4,7 +4,7 @@ use super::contact::Contact;
 use kube::{
     Client, Config,
     client::ClientBuilder,
-    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{InClusterError, InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use std::{
     path::{Path, PathBuf},
@@ -30,6 +30,11 @@ pub enum ClientError {
          with --manifests"
     )]
     NotInCluster(#[source] Box<InClusterError>),
+    #[error(
+        "there is no cluster to speak to: no kubeconfig in $KUBECONFIG or ~/.kube/config, and this is no pod; name a \
+         kubeconfig with --kubeconfig"
+    )]
+    NoCluster(#[source] Box<InferConfigError>),
     #[error("no client of the API server")]
     Client(#[source] Box<kube::Error>),
 }
@@ -47,10 +52,39 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
 /// # Errors
 /// As [`connect`].
 pub async fn connect_counted(kubeconfig: Option<&Path>, contact: &Contact) -> Result<Client, ClientError> {
-    let mut config = match kubeconfig {
-        Some(path) => from_file(path).await?,
+    let config = match kubeconfig {
+        Some(path) => from_file_as(path, &KubeConfigOptions::default()).await?,
         None => Config::incluster().map_err(|error| ClientError::NotInCluster(Box::new(error)))?,
     };
+    client(config, contact)
+}
+
+/// A client with the rights of the person at the keyboard, found as kubectl does: `kubeconfig`, else `$KUBECONFIG` and
+/// `~/.kube/config`; and where there is none, the service account of the pod that this is.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as_person(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Client, ClientError> {
+    let options = KubeConfigOptions {
+        context: context.map(str::to_owned),
+        ..KubeConfigOptions::default()
+    };
+    let config = match (kubeconfig, context) {
+        (Some(path), _) => from_file_as(path, &options).await?,
+        (None, Some(_)) => Config::from_kubeconfig(&options)
+            .await
+            .map_err(|error| ClientError::Kubeconfig {
+                path: "($KUBECONFIG or ~/.kube/config)".into(),
+                source: Box::new(error),
+            })?,
+        (None, None) => Config::infer()
+            .await
+            .map_err(|error| ClientError::NoCluster(Box::new(error)))?,
+    };
+    client(config, &Contact::default())
+}
+
+fn client(mut config: Config, contact: &Contact) -> Result<Client, ClientError> {
     config.connect_timeout = Some(CONNECT);
     config.read_timeout = Some(SILENT);
     config.write_timeout = Some(UNSENT);
@@ -58,13 +92,11 @@ pub async fn connect_counted(kubeconfig: Option<&Path>, contact: &Contact) -> Re
     Ok(builder.with_layer(contact).build())
 }
 
-async fn from_file(path: &Path) -> Result<Config, ClientError> {
+async fn from_file_as(path: &Path, options: &KubeConfigOptions) -> Result<Config, ClientError> {
     let wrong = |source| ClientError::Kubeconfig {
         path: path.to_owned(),
         source: Box::new(source),
     };
     let file = Kubeconfig::read_from(path).map_err(wrong)?;
-    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-        .await
-        .map_err(wrong)
+    Config::from_custom_kubeconfig(file, options).await.map_err(wrong)
 }
