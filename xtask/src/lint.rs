@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{ebpf, licences, run, setup, tree};
+use crate::{ebpf, licences, manifests, run, setup, tree};
 
 type Check = fn() -> Result<()>;
 
@@ -11,11 +11,12 @@ pub(crate) fn run() -> Result<()> {
     setup::for_building()?;
     // Userspace embeds the kernel programs: without them it does not compile.
     run::step("building the kernel programs", ebpf::build)?;
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("format", format),
         ("clippy for the host", clippy),
         ("clippy for the bpf target", ebpf::lint),
         ("import walls, and the names in ARCHITECTURE.md", structure),
+        ("manifests, as the Helm charts give them", manifests::check),
         ("licences", licences::check),
         ("advisories", advisories),
     ];

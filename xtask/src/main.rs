@@ -123,8 +123,8 @@ Where a machine cannot run level cluster, it is skipped and the last lines say w
 
 const LINT_HELP: &str = "\
 Check everything that needs no running code: cargo fmt, clippy with warnings as errors for the host and for the bpf
-target, the import walls between the folders of userspace/src, the licences of all dependencies, and the advisories
-when cargo-deny is installed.
+target, the import walls between the folders of userspace/src, the manifests against their Helm charts where there is
+helm, the licences of all dependencies, and the advisories when cargo-deny is installed.
 
 Usage: cargo xtask lint
 ";

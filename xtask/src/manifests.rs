@@ -79,6 +79,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// What `--check` does.
+pub(crate) fn check() -> Result<()> {
+    run(&["--check".to_owned()])
+}
+
 /// In PATH, or where the test cluster's programs are.
 fn helm() -> Option<PathBuf> {
     let of_cluster = crate::tree::cache().map(|cache| cache.join("kube/bin/helm"));

@@ -167,6 +167,54 @@ mod tests {
         assert_eq!(parse(&printed(&objects).unwrap()).unwrap(), objects);
     }
 
+    /// A row such as `| ClusterRole | `pods` | list, watch | why |`.
+    #[test]
+    fn every_verb_of_every_role_has_its_reason_in_the_list_of_rights() {
+        let page = include_str!("../../../deploy/RBAC.md");
+        let section = |name: &str| {
+            let (_, rest) = page.split_once(&format!("## {name}\n")).unwrap();
+            rest.split("\n## ").next().unwrap().to_owned()
+        };
+        let texts = |rule: &Value, key: &str| -> Vec<String> {
+            let list = rule[key].as_array().into_iter().flatten();
+            list.map(|one| one.as_str().unwrap().to_owned()).collect()
+        };
+        let objects = all().unwrap();
+        let mut expected = Vec::new();
+        for role in objects.iter().filter(|object| object.kind().ends_with("Role")) {
+            for rule in role.value["rules"].as_array().unwrap() {
+                for resource in texts(rule, "resources") {
+                    let group = texts(rule, "apiGroups").join("");
+                    let mut named = resource;
+                    if !group.is_empty() {
+                        named.push_str(&format!(".{group}"));
+                    }
+                    let names = texts(rule, "resourceNames");
+                    let each = if names.is_empty() {
+                        vec![named]
+                    } else {
+                        names.iter().map(|name| format!("{named}/{name}")).collect()
+                    };
+                    let verbs = texts(rule, "verbs").join(", ");
+                    let kind = if role.kind() == "Role" {
+                        "Role in Warren's namespace"
+                    } else {
+                        "ClusterRole"
+                    };
+                    let rows = each.iter().map(|one| format!("| {kind} | `{one}` | {verbs} |"));
+                    expected.extend(rows.map(|row| (role.name().to_owned(), row)));
+                }
+            }
+        }
+        for (account, row) in &expected {
+            assert!(section(account).contains(row.as_str()), "{account} has no row {row}");
+        }
+        let rows = page
+            .lines()
+            .filter(|line| line.starts_with("| ClusterRole") || line.starts_with("| Role in"));
+        assert_eq!(rows.count(), expected.len(), "the page lists what is not granted");
+    }
+
     #[test]
     fn every_object_is_marked_as_warrens() {
         for object in all().unwrap() {

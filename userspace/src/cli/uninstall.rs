@@ -78,7 +78,7 @@ pub(super) async fn run(args: &UninstallArgs) -> Result<ExitCode, UninstallError
     if unfinished.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    print("\nOn these nodes no daemon was at work to clean up:\n");
+    print("\nOn these nodes no daemon was at work, to clean up what one may have left there before:\n");
     for node in &unfinished {
         print(&below("", node));
     }
@@ -93,7 +93,7 @@ pub(super) async fn run(args: &UninstallArgs) -> Result<ExitCode, UninstallError
 /// Ends the daemons, and waits for each. Returns the nodes whose daemon was not at work.
 async fn daemons(cluster: &Cluster, deadline: Instant) -> Result<Vec<String>, UninstallError> {
     let pods = cluster.list(PODS, Some(NAMESPACE), OF_DAEMONS).await?;
-    let unfinished = pods.iter().filter(|pod| !was_at_work(pod)).map(node_of).collect();
+    let unfinished: Vec<String> = pods.iter().filter(|pod| !was_at_work(pod)).map(node_of).collect();
     let was_there = cluster.delete(DAEMON_SETS, Some(NAMESPACE), NODE, Owned::First).await?;
     let mut progress = Progress::new();
     loop {
@@ -113,7 +113,8 @@ async fn daemons(cluster: &Cluster, deadline: Instant) -> Result<Vec<String>, Un
     progress.clear();
     let text = match (was_there, pods.len()) {
         (false, 0) => "not there".to_owned(),
-        (_, count) => format!("{count} ended, their pods are released"),
+        (_, count) if unfinished.is_empty() => format!("{count} ended, their pods are released"),
+        (_, count) => format!("{count} ended, {} without having been at work", unfinished.len()),
     };
     tell(Mark::Good, Component::Daemons.title(), &text);
     Ok(unfinished)

@@ -40,7 +40,7 @@ fn daemon(node: &str) -> OwnPod {
             clock_ahead: Some(1),
             samples: vec![
                 ("warren_cni_installed".into(), 1.0),
-                ("warren_source_age_seconds".into(), 2.0),
+                ("warren_api_silent_seconds".into(), 2.0),
                 ("warren_kernel_decisions_total{reason=\"drop-strict\"}".into(), 0.0),
             ],
             waits_for: Vec::new(),
@@ -389,13 +389,15 @@ fn one_policy_that_allows_15008_is_enough_among_several() {
 }
 
 #[test]
-fn a_pod_that_has_just_started_is_not_late() {
+fn a_pod_that_has_just_started_is_not_late_and_a_daemon_only_warned_of() {
     let mut facts = healthy();
     facts.pods[0].captured = false;
     facts.pods[0].age_seconds = 3;
+    assert_eq!(diagnose(&facts), []);
     facts.own_pods[0].ready = false;
     facts.own_pods[0].age_seconds = 3;
-    assert_eq!(diagnose(&facts), []);
+    let severities: Vec<_> = diagnose(&facts).iter().map(|finding| finding.severity).collect();
+    assert_eq!(severities, [Severity::Warning]);
 }
 
 #[test]

@@ -84,6 +84,8 @@ pub(super) async fn run(args: &InstallArgs) -> Result<ExitCode, InstallError> {
         return Ok(ExitCode::from(NOT_WELL));
     }
     refuse_helms(&cluster).await?;
+    let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    let mut ready = true;
     for component in Component::ALL {
         let of_it: Vec<&Object> = objects.iter().filter(|object| object.component == component).collect();
         let text = match component {
@@ -92,18 +94,16 @@ pub(super) async fn run(args: &InstallArgs) -> Result<ExitCode, InstallError> {
                 apply_all(&cluster, component, &of_it).await?
             }
         };
-        // What has to start is told when it has.
         if args.no_wait || !matches!(component, Component::Controller | Component::Daemons) {
             tell(Mark::Good, component.title(), &text);
+        } else {
+            // The controller before the daemons: they mount the trust bundle that it writes, and kubelets are slow to
+            // look for it again.
+            ready &= wait(&cluster, component, deadline).await?;
         }
     }
     if args.no_wait {
         return Ok(ExitCode::SUCCESS);
-    }
-    let deadline = Instant::now() + Duration::from_secs(args.timeout);
-    let mut ready = true;
-    for component in [Component::Controller, Component::Daemons] {
-        ready &= wait(&cluster, component, deadline).await?;
     }
     if ready {
         print("\nWarren is installed. Put a namespace into the mesh, without restarting anything:\n");

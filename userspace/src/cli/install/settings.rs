@@ -75,7 +75,11 @@ impl Settings {
             ("cni-conf", &self.cni_conf_dir, "--cni-conf-dir"),
         ] {
             if let Some(folder) = folder {
-                host_path(objects, volume, flag)?["path"] = json!(folder);
+                // The daemon sees the node's folder below /host, and tells the plugin the path without it.
+                let below = format!("/host{folder}");
+                named(objects, "/volumes", volume, flag)?["hostPath"]["path"] = json!(folder);
+                named(objects, "/containers/0/volumeMounts", volume, flag)?["mountPath"] = json!(below);
+                replace_argument(container(objects, NODE, flag)?, flag, &below)?;
             }
         }
         Ok(())
@@ -112,12 +116,18 @@ fn replace_argument(container: &mut Value, flag: &'static str, value: &str) -> R
     Ok(())
 }
 
-fn host_path<'o>(objects: &'o mut [Object], volume: &str, flag: &'static str) -> Result<&'o mut Value, SettingsError> {
-    let volumes = pod_spec(objects, NODE, flag)?["volumes"].as_array_mut();
-    let found = volumes.and_then(|all| all.iter_mut().find(|one| one["name"] == volume));
-    found
-        .and_then(|volume| volume.get_mut("hostPath"))
-        .ok_or(SettingsError(flag))
+/// The entry of that name in a list of the daemon's pod.
+fn named<'o>(
+    objects: &'o mut [Object],
+    list: &str,
+    name: &str,
+    flag: &'static str,
+) -> Result<&'o mut Value, SettingsError> {
+    let list = pod_spec(objects, NODE, flag)?
+        .pointer_mut(list)
+        .and_then(Value::as_array_mut);
+    let found = list.and_then(|all| all.iter_mut().find(|one| one["name"] == name));
+    found.ok_or(SettingsError(flag))
 }
 
 #[cfg(test)]
@@ -160,8 +170,12 @@ mod tests {
         let daemon = pod_spec(&mut objects, NODE, "").unwrap().to_string();
         for wanted in [
             "--cluster-range=10.0.0.0/8,fd00::/8",
-            "/var/lib/cni/bin",
-            "/var/lib/cni/conf",
+            "\"path\":\"/var/lib/cni/bin\"",
+            "\"mountPath\":\"/host/var/lib/cni/bin\"",
+            "--cni-bin-dir=/host/var/lib/cni/bin",
+            "\"path\":\"/var/lib/cni/conf\"",
+            "\"mountPath\":\"/host/var/lib/cni/conf\"",
+            "--cni-conf-dir=/host/var/lib/cni/conf",
         ] {
             assert!(daemon.contains(wanted), "the daemon lacks {wanted}");
         }

@@ -2,12 +2,12 @@
 
 use super::super::{
     facts::{Facts, OwnPod, Report, Root, Workload},
-    finding::{Finding, Problem},
+    finding::{Finding, Problem, Severity},
 };
 use crate::cli::manifests::{CONTROLLER, NAMESPACE, NODE};
 use k8s_openapi::jiff::Timestamp;
 
-/// A new pod gets so long before its state means anything.
+/// So long a new pod may take to get ready.
 const SETTLE_SECONDS: i64 = 30;
 /// Renewing the root takes people, not minutes.
 const EXPIRES_SOON_DAYS: i64 = 30;
@@ -130,15 +130,18 @@ fn judge_pod(pod: &OwnPod, findings: &mut Vec<Finding>) {
     if !pod.is_daemon {
         return;
     }
-    if !pod.ready && pod.age_seconds > SETTLE_SECONDS {
-        findings.push(Finding::error(
-            Problem::DaemonNotReady,
-            subject(pod),
-            format!(
-                "its daemon is not ready{}; new connections of the mesh from pods of this node are refused",
-                behind(&why_not_ready(pod))
+    if !pod.ready {
+        findings.push(not_yet(
+            pod.age_seconds,
+            Finding::error(
+                Problem::DaemonNotReady,
+                subject(pod),
+                format!(
+                    "its daemon is not ready{}; new connections of the mesh from pods of this node are refused",
+                    behind(&why_not_ready(pod))
+                ),
+                &format!("kubectl -n {NAMESPACE} logs {}", pod.name),
             ),
-            &format!("kubectl -n {NAMESPACE} logs {}", pod.name),
         ));
     } else if pod.restarts >= RESTARTS {
         findings.push(Finding::warning(
@@ -179,6 +182,22 @@ fn behind(text: &str) -> String {
     }
 }
 
+/// A runtime's message is a chain of causes: the last few words say it.
+fn innermost(message: &str) -> String {
+    const ENOUGH: usize = 90;
+    let mut kept = Vec::new();
+    let mut length = 0;
+    for cause in message.rsplit(": ") {
+        length += cause.chars().count();
+        if length > ENOUGH && !kept.is_empty() {
+            break;
+        }
+        kept.push(cause);
+    }
+    kept.reverse();
+    kept.join(": ").chars().take(2 * ENOUGH).collect()
+}
+
 fn judge_report(pod: &OwnPod, report: &Report, findings: &mut Vec<Finding>) {
     if let Some(ahead) = report.clock_ahead.filter(|ahead| ahead.abs() > CLOCK_SECONDS) {
         let (seconds, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
@@ -199,7 +218,7 @@ fn judge_report(pod: &OwnPod, report: &Report, findings: &mut Vec<Finding>) {
         ));
     }
     if let Some(age) = report
-        .metric("warren_source_age_seconds", "")
+        .metric("warren_api_silent_seconds", "")
         .filter(|age| *age > STALE_SECONDS)
     {
         findings.push(Finding::error(
@@ -246,9 +265,9 @@ fn controller(facts: &Facts, findings: &mut Vec<Finding>) {
         return;
     }
     let pod = facts.own_pods.iter().find(|pod| !pod.is_daemon);
-    let young = pod.is_some_and(|pod| pod.age_seconds <= SETTLE_SECONDS);
-    if controller.wanted == 0 || !young {
-        findings.push(Finding::error(
+    findings.push(not_yet(
+        pod.map_or(i64::MAX, |pod| pod.age_seconds),
+        Finding::error(
             Problem::ControllerNotReady,
             format!("Deployment {NAMESPACE}/{CONTROLLER}"),
             format!(
@@ -257,7 +276,20 @@ fn controller(facts: &Facts, findings: &mut Vec<Finding>) {
                 behind(&pod.map(why_not_ready).unwrap_or_default())
             ),
             "kubectl -n warren-system logs deployment/warren-controller",
-        ));
+        ),
+    ));
+}
+
+/// What a new pod is not yet is worth a warning.
+fn not_yet(age_seconds: i64, finding: Finding) -> Finding {
+    if age_seconds > SETTLE_SECONDS {
+        finding
+    } else {
+        Finding {
+            severity: Severity::Warning,
+            what: format!("{} (it was started {age_seconds} s ago)", finding.what),
+            ..finding
+        }
     }
 }
 
