@@ -377,7 +377,7 @@ fn authority(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn judge_root(subject: &str, root: &Root, now: Timestamp, findings: &mut Vec<Finding>) {
-    let advice = "rotate the root as docs/security.md says: the new one beside the old one first, then alone";
+    let advice = "give the mesh a new root beside the old one, as docs/certificates.md says";
     let left = root.not_after.as_second() - now.as_second();
     if left <= 0 {
         findings.push(Finding::error(
