@@ -6,6 +6,7 @@ pub mod app;
 pub mod capture;
 pub mod certs;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod controller;
 pub mod hbone;

@@ -112,6 +112,14 @@ impl Finder {
         })
     }
 
+    /// Device and inode of what is mounted at a path of the node.
+    ///
+    /// # Errors
+    /// There is nothing.
+    pub fn inode(&self, path: &Path) -> io::Result<(u64, u64)> {
+        self.root.inode(path)
+    }
+
     /// The namespaces that are mounted on the node, with their paths there.
     pub(super) fn mounted(&self) -> impl Iterator<Item = PathBuf> {
         let root = Arc::clone(&self.root);

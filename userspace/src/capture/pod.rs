@@ -71,6 +71,14 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
+    /// True if another attempt cannot help as long as the pod is what it is.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::ForeignKernel { .. } | Self::Forwards | Self::NodeNamespace | Self::OwnNamespace
+        )
+    }
+
     /// One word, for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -1,7 +1,9 @@
 //! Kubernetes objects as the source of desired state: what is read of them, the index that turns them into snapshots, and
-//! the sources they come from. Not here: writing anything back.
+//! the sources they come from. What is written back is in `announce`.
 
+pub mod announce;
 pub mod api;
+pub mod asking;
 pub mod bindings;
 pub mod client;
 pub mod contact;
