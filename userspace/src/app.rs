@@ -1,11 +1,15 @@
 //! The wiring: builds the parts of a role from its configuration and joins them by values.
 
+mod cluster;
+mod cni;
 mod controller;
+mod plugin;
 mod pods;
 mod source;
 mod views;
 
 pub use controller::run_controller;
+pub use plugin::run_plugin;
 
 use crate::{
     admin::{self, AdminSite, AdminState, BindError, Listen, MetricsSite, Readiness, ReadinessSite},
@@ -26,16 +30,19 @@ use crate::{
     telemetry::{Live, LiveSample, Metrics, Place},
 };
 use anyhow::{Context, anyhow};
+use cluster::OnNode;
 use pods::{Condition, Pods};
 use rustls_pki_types::ServerName;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 /// Events that wait for the proxy while it serves earlier ones.
 const EVENTS: usize = 256;
 /// How often the file of the root certificates is looked at.
 const ROOT_REREAD: Duration = Duration::from_secs(10);
+/// How long the release of every pod may take when Warren is uninstalled.
+const LEAVE: Duration = Duration::from_secs(15);
 /// How long metrics and readiness still answer after the connections have ended.
 const ADMIN_GRACE: Duration = Duration::from_millis(200);
 
@@ -54,8 +61,15 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     ports.serve_health(&metrics, &readiness, &admin_tasks)?;
 
     let mut terminated = std::pin::pin!(terminated);
-    let (published, contact) = tokio::select! {
-        desired = source::desired_state(&config, &metrics, &shutdown) => desired?,
+    let (on_node, sandboxes) = match config.source.manifests {
+        Some(_) => (None, None),
+        None => {
+            let (on_node, sandboxes) = OnNode::open(&config)?;
+            (Some(on_node), Some(sandboxes))
+        }
+    };
+    let (published, server) = tokio::select! {
+        desired = source::desired_state(&config, sandboxes, &metrics, &shutdown) => desired?,
         outcome = wait(&mut terminated, &shutdown) => {
             end(&config.run, &shutdown, &admin_tasks, &readiness).await;
             return outcome;
@@ -84,15 +98,27 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         Arc::clone(&context),
         config.run.drain_deadline,
         readiness.clone(),
+        on_node.as_ref().map(OnNode::announcements),
         shutdown.clone(),
     );
     let (events, captured) = mpsc::channel(EVENTS);
-    let settings = CaptureSettings::by_manifests(config.node_name.as_str(), config.run.drain_deadline);
+    let settings = match &on_node {
+        Some(on_node) => on_node.capture_settings(&config.node_name, config.run.drain_deadline),
+        None => CaptureSettings::by_manifests(config.node_name.as_str(), config.run.drain_deadline),
+    };
+    let (capture_ended, all_released) = oneshot::channel();
     shutdown.spawn_essential("capture", {
         let (kernel, snapshot, shutdown) = (Arc::clone(&kernel), published.snapshot.clone(), shutdown.clone());
+        let leave = settings.leave.clone();
         async move {
-            if let Err(error) = capture::reconcile(kernel, settings, snapshot, events, shutdown).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "pods cannot be captured");
+            let draining = shutdown.draining();
+            match capture::reconcile(kernel, settings, snapshot, events, shutdown).await {
+                Ok(()) if leave.is_cancelled() => {
+                    let _ = capture_ended.send(());
+                    draining.await;
+                }
+                Ok(()) => {}
+                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "pods cannot be captured"),
             }
         }
     });
@@ -106,6 +132,11 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         count_snapshots(published.snapshot.clone(), Arc::clone(&metrics), shutdown.clone()),
     );
     register(&metrics, &published, &kernel, &certs, &shutdown);
+    let contact = server.as_ref().map(|(contact, _)| contact.clone());
+    let cluster = match (on_node, server) {
+        (Some(on_node), Some((_, client))) => Some(on_node.start(&config, client, &published, &pods, &shutdown)?),
+        _ => None,
+    };
 
     let state = admin_state(&config, &published, &kernel, &certs, &pods, &context)
         .api_server(move || contact.as_ref().map(source::view));
@@ -113,7 +144,22 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     info!(node = config.node_name, "the node's daemon runs");
 
     let outcome = wait(terminated, &shutdown).await;
+    let uninstalled = match cluster {
+        Some(cluster) if outcome.is_ok() && cluster.is_uninstalled().await => Some(cluster),
+        Some(_) | None => None,
+    };
+    if let Some(cluster) = &uninstalled {
+        readiness.pending(Condition::Running.name(), "being uninstalled");
+        cluster.leave();
+        cluster.remove_plugin();
+        if tokio::time::timeout(LEAVE, all_released).await.is_err() {
+            warn!("not every pod could be released in time");
+        }
+    }
     end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+    if let Some(cluster) = &uninstalled {
+        cluster.remove_rest(&kernel);
+    }
     outcome
 }
 

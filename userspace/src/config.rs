@@ -36,6 +36,9 @@ pub enum Command {
     Node(Box<NodeConfig>),
     /// The certificate authority of the mesh
     Controller(Box<ControllerConfig>),
+    /// The CNI plugin: called by container runtimes, not by people
+    #[command(hide = true)]
+    Cni,
     #[command(flatten)]
     User(cli::Command),
 }
@@ -73,6 +76,8 @@ pub struct NodeConfig {
 
     #[command(flatten)]
     pub kernel: KernelArgs,
+    #[command(flatten)]
+    pub cni: CniArgs,
     #[command(flatten)]
     pub hbone: HboneConfig,
 
@@ -211,6 +216,38 @@ pub struct KernelArgs {
     /// Captured pods of this node that there is room for
     #[arg(long, env = "WARREN_MAX_PODS", value_name = "N", default_value = "1024", value_parser = count)]
     pub max_pods: u32,
+}
+
+/// The chained CNI plugin, by which pods start captured; with an API server alone.
+#[derive(Debug, Clone, Args)]
+pub struct CniArgs {
+    /// Install no CNI plugin: pods are captured a moment after they have started
+    #[arg(long, env = "WARREN_NO_CNI")]
+    pub no_cni: bool,
+    /// The node's directory of CNI plugins; the node knows it without a leading /host
+    #[arg(
+        long,
+        env = "WARREN_CNI_BIN_DIR",
+        value_name = "DIR",
+        default_value = "/host/opt/cni/bin"
+    )]
+    pub cni_bin_dir: PathBuf,
+    /// The node's directory of CNI configurations; the node knows it without a leading /host
+    #[arg(
+        long,
+        env = "WARREN_CNI_CONF_DIR",
+        value_name = "DIR",
+        default_value = "/host/etc/cni/net.d"
+    )]
+    pub cni_conf_dir: PathBuf,
+    /// Where the CNI plugin is answered; the same path on the node
+    #[arg(
+        long,
+        env = "WARREN_CNI_SOCKET",
+        value_name = "FILE",
+        default_value = "/run/warren/cni.sock"
+    )]
+    pub cni_socket: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::{future::Future, process::ExitCode, thread, time::Duration};
+use std::{future::Future, path::PathBuf, process::ExitCode, thread, time::Duration};
 use tokio::runtime;
 use warren::{
     app, cli,
@@ -28,6 +28,11 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(1);
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    // Container runtimes call the plugin by its file's name, without arguments.
+    let name = std::env::args_os().next().map(PathBuf::from);
+    if name.is_some_and(|name| name.file_name().is_some_and(|name| name == warren::cni::TYPE)) {
+        return app::run_plugin();
+    }
     let result = match CommandLine::parse().command {
         Command::Node(config) => {
             let (run, mesh) = (config.run.clone(), config.mesh.clone());
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
             let (run, mesh) = (config.run.clone(), config.mesh.clone());
             role(config.check(), &run, &mesh, || app::run_controller(*config))
         }
+        Command::Cni => return app::run_plugin(),
         Command::User(command) => user(command),
     };
     result.unwrap_or_else(|error| {

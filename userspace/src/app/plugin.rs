@@ -106,7 +106,10 @@ fn ask(socket: &Path, request: &Request) -> io::Result<Reply> {
 
 /// `None` if the API server does not say.
 fn by_api(state: &Path, pod: &PodName) -> Option<Standing> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .ok()?;
     let asked = runtime.block_on(async {
         let asked = async {
             let client = client::connect(Some(&state.join(KUBECONFIG))).await.ok()?;

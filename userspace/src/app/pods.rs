@@ -5,6 +5,7 @@ use super::Snapshots;
 use crate::{
     admin::Readiness,
     capture::{CaptureEvent, CapturedPod},
+    kubernetes::announce::Announcements,
     mesh::{MeshSnapshot, SpiffeId, Workload, WorkloadUid},
     proxy::{CapturedPodParts, PodHandle, ProxyContext, spawn_pod},
     shutdown::Shutdown,
@@ -16,8 +17,11 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
+
+/// How long a pod that left the mesh still answers HBONE.
+pub(super) const LINGER: Duration = Duration::from_secs(10);
 
 /// What has to be so before the daemon is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,12 +64,31 @@ pub(super) struct Pods {
     readiness: Readiness,
     shutdown: Shutdown,
     states: Mutex<BTreeMap<WorkloadUid, State>>,
+    /// Counts changes of `states`.
+    told: watch::Sender<u64>,
+    /// With an API server: the cluster hears of it.
+    announcements: Option<Announcements>,
 }
 
 enum State {
-    Served(PodHandle),
+    Served {
+        handle: PodHandle,
+        /// Device and inode of its network namespace.
+        namespace: (u64, u64),
+    },
     /// Why it is not captured.
-    Failed(String),
+    Failed { why: String, is_final: bool },
+}
+
+/// How a pod stands with capture.
+pub(super) enum Standing {
+    /// Captured, in this namespace.
+    Served((u64, u64)),
+    Failed {
+        why: String,
+        is_final: bool,
+    },
+    Unknown,
 }
 
 impl Pods {
@@ -74,6 +97,7 @@ impl Pods {
         context: Arc<ProxyContext>,
         drain: Duration,
         readiness: Readiness,
+        announcements: Option<Announcements>,
         shutdown: Shutdown,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -83,7 +107,25 @@ impl Pods {
             readiness,
             shutdown,
             states: Mutex::default(),
+            told: watch::Sender::new(0),
+            announcements,
         })
+    }
+
+    /// Changes whenever the standing of a pod does.
+    pub(super) fn told(&self) -> watch::Receiver<u64> {
+        self.told.subscribe()
+    }
+
+    pub(super) fn standing(&self, pod: &WorkloadUid) -> Standing {
+        match self.states.lock().get(pod) {
+            Some(State::Served { namespace, .. }) => Standing::Served(*namespace),
+            Some(State::Failed { why, is_final }) => Standing::Failed {
+                why: why.clone(),
+                is_final: *is_final,
+            },
+            None => Standing::Unknown,
+        }
     }
 
     /// Follows capture and snapshots until the drain begins.
@@ -93,7 +135,9 @@ impl Pods {
         tokio::pin!(draining);
         loop {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            self.context.certs.want(identities(&snapshot, &self.node));
+            self.context
+                .certs
+                .want(identities(&snapshot, &self.node, self.announcements.is_some()));
             tokio::select! {
                 () = &mut draining => return,
                 changed = snapshots.changed() => if changed.is_err() { return },
@@ -108,16 +152,22 @@ impl Pods {
     fn take(&self, event: CaptureEvent) {
         match event {
             CaptureEvent::Captured(pod) => self.captured(pod),
-            CaptureEvent::Settled => self.readiness.met(Condition::Pods.name()),
-            // Dropped: nobody but us says that it is in the mesh.
-            CaptureEvent::Leaving { .. } => {}
+            CaptureEvent::Settled => {
+                self.readiness.met(Condition::Pods.name());
+                self.announce(Announcements::settled);
+            }
+            // Dropped where nobody but us says that it is in the mesh.
+            CaptureEvent::Leaving { workload, proceed } => {
+                self.announce(|announcements| announcements.leaving(workload, proceed));
+            }
             CaptureEvent::Released(workload) => {
                 let state = self.states.lock().remove(&workload);
-                if let Some(State::Served(handle)) = state {
+                if let Some(State::Served { handle, .. }) = state {
                     info!(%workload, "released");
                     let drain = self.drain;
-                    self.shutdown.spawn("release", handle.release(drain));
+                    self.shutdown.spawn("release", handle.release(drain, self.linger()));
                 }
+                self.announce(|announcements| announcements.released(workload));
             }
             CaptureEvent::Failed {
                 workload,
@@ -125,16 +175,36 @@ impl Pods {
                 attempts,
             } => {
                 self.context.metrics.gauges.capture_failed(error.reason());
-                let cause = anyhow::Error::from(error);
-                warn!(%workload, attempts, error = format!("{cause:#}"), "not captured");
-                self.states.lock().insert(workload, State::Failed(format!("{cause:#}")));
+                let (reason, is_final) = (error.reason(), error.is_final());
+                let why = format!("{:#}", anyhow::Error::from(error));
+                warn!(%workload, attempts, error = why, "not captured");
+                self.announce(|announcements| announcements.failed(workload.clone(), reason, is_final, why.clone()));
+                self.states.lock().insert(workload, State::Failed { why, is_final });
             }
         }
-        let served = |states: &BTreeMap<_, State>| states.values().filter(|s| matches!(s, State::Served(_))).count();
+        let served = |states: &BTreeMap<_, State>| {
+            let states = states.values();
+            states.filter(|state| matches!(state, State::Served { .. })).count()
+        };
         self.context
             .metrics
             .gauges
             .set_captured_pods(served(&self.states.lock()));
+        self.told.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn announce(&self, announce: impl FnOnce(&Announcements)) {
+        if let Some(announcements) = &self.announcements {
+            announce(announcements);
+        }
+    }
+
+    /// Others hear late that a pod has left, where they hear it from the API server.
+    fn linger(&self) -> Duration {
+        match self.announcements {
+            Some(_) => LINGER,
+            None => Duration::ZERO,
+        }
     }
 
     fn captured(&self, pod: CapturedPod) {
@@ -143,6 +213,7 @@ impl Pods {
             namespace,
             listeners,
         } = pod;
+        let inode = namespace.inode();
         let parts = CapturedPodParts {
             workload: workload.clone(),
             namespace,
@@ -151,11 +222,18 @@ impl Pods {
         let state = match spawn_pod(&self.context, parts, &self.shutdown) {
             Ok(handle) => {
                 info!(%workload, "captured");
-                State::Served(handle)
+                self.announce(|announcements| announcements.captured(workload.clone()));
+                State::Served {
+                    handle,
+                    namespace: inode,
+                }
             }
             Err(cause) => {
                 error!(%workload, error = &cause as &dyn std::error::Error, "captured, but cannot be served: its connections are refused");
-                State::Failed(cause.to_string())
+                State::Failed {
+                    why: cause.to_string(),
+                    is_final: false,
+                }
             }
         };
         self.states.lock().insert(workload, state);
@@ -171,8 +249,8 @@ impl Pods {
                 name: workload.map(|w| w.name.to_string()).unwrap_or_default(),
                 namespace: workload.map(|w| w.namespace.to_string()).unwrap_or_default(),
                 state: match state {
-                    State::Served(_) => "captured".to_owned(),
-                    State::Failed(why) => why.clone(),
+                    State::Served { .. } => "captured".to_owned(),
+                    State::Failed { why, .. } => why.clone(),
                 },
             }
         });
@@ -181,16 +259,18 @@ impl Pods {
 }
 
 /// The pods of the mesh that this node should capture.
-fn own<'s>(snapshot: &'s MeshSnapshot, node: &str) -> impl Iterator<Item = &'s Arc<Workload>> {
+fn own<'s>(snapshot: &'s MeshSnapshot, node: &str, are_found: bool) -> impl Iterator<Item = &'s Arc<Workload>> {
     let workloads = snapshot.workloads.values();
     workloads.filter(move |workload| {
         workload.enrolled
             && !workload.host_network
-            && workload.netns.is_some()
+            && (are_found || workload.netns.is_some())
             && workload.locality.node.as_deref() == Some(node)
     })
 }
 
-fn identities(snapshot: &MeshSnapshot, node: &str) -> BTreeSet<SpiffeId> {
-    own(snapshot, node).map(|workload| workload.identity.clone()).collect()
+fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -> BTreeSet<SpiffeId> {
+    own(snapshot, node, are_found)
+        .map(|workload| workload.identity.clone())
+        .collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     config::NodeConfig,
-    kubernetes::{IndexSettings, Published, Source, api, client, contact::Contact, manifests},
+    kubernetes::{IndexSettings, NodeSandboxes, Published, Source, api, client, contact::Contact, manifests},
     shutdown::Shutdown,
     telemetry::{Live, LiveSample, Metrics, dump},
 };
@@ -12,9 +12,10 @@ use tracing::info;
 /// Returns when everything has been read once. With an API server, also what passes between it and us.
 pub(super) async fn desired_state(
     config: &NodeConfig,
+    sandboxes: Option<NodeSandboxes>,
     metrics: &Metrics,
     shutdown: &Shutdown,
-) -> anyhow::Result<(Published, Option<Contact>)> {
+) -> anyhow::Result<(Published, Option<(Contact, kube::Client)>)> {
     let settings = |source| IndexSettings {
         trust_domain: config.mesh.trust_domain.clone(),
         root_namespace: config.mesh.root_namespace.as_str().into(),
@@ -31,10 +32,11 @@ pub(super) async fn desired_state(
     // Before the first list: a server that does not answer is seen in them.
     register(metrics, &contact);
     info!("reading the cluster from its API server");
-    let published = api::spawn(client, settings(Source::ApiServer), shutdown)
+    let sandboxes = sandboxes.context("the node was not looked at")?;
+    let published = api::spawn(client.clone(), settings(Source::ApiServer), sandboxes, shutdown)
         .await
         .context("told to end before the API server had told everything")?;
-    Ok((published, Some(contact)))
+    Ok((published, Some((contact, client))))
 }
 
 /// What is asked of the API server, and how long it has been silent.

@@ -65,6 +65,8 @@ impl CaptureSettings {
 
 /// How often namespaces are looked after and failed steps are tried again.
 const TICK: Duration = Duration::from_millis(500);
+/// How long pods may take to leave when the mesh is taken off the node.
+const LEAVE: Duration = Duration::from_secs(10);
 /// How long a release waits for others to be told that the pod leaves the mesh.
 const WITHDRAWAL: Duration = Duration::from_secs(2);
 
@@ -344,10 +346,13 @@ impl Reconciler {
         } else {
             Duration::ZERO
         };
-        let (drain, linger) = if drain {
-            (self.settings.release_drain, linger)
-        } else {
-            (Duration::ZERO, Duration::ZERO)
+        let (drain, linger) = match drain {
+            // Whoever takes the mesh off the node waits for it, and kills in the end.
+            true if self.settings.leave.is_cancelled() => {
+                (self.settings.release_drain.min(LEAVE), linger.min(LEAVE / 4))
+            }
+            true => (self.settings.release_drain, linger),
+            false => (Duration::ZERO, Duration::ZERO),
         };
         self.jobs.spawn(async move {
             let outcome = match stopped {

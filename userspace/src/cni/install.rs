@@ -6,7 +6,6 @@ use super::{
     conflist::{self, ConflistError},
     standing::{self, replace},
 };
-use crate::shutdown::Shutdown;
 use notify::{RecursiveMode, Watcher};
 use serde_json::Value;
 use std::{
@@ -199,8 +198,8 @@ fn absent_is_well(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Keeps the plugin installed until the drain begins, and leaves it there.
-pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, shutdown: Shutdown) {
+/// Keeps the plugin installed until `until`, and leaves it there.
+pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl Future<Output = ()>) {
     let changed = Arc::new(Notify::new());
     let told = Arc::clone(&changed);
     let watcher = notify::recommended_watcher(move |_| told.notify_one());
@@ -208,8 +207,7 @@ pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, shutdown: Shu
         watcher.watch(&folders.conf, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     });
-    let draining = shutdown.draining();
-    tokio::pin!(draining);
+    tokio::pin!(until);
     let mut is_first = true;
     let mut said = None;
     loop {
@@ -236,7 +234,7 @@ pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, shutdown: Shu
         }
         is_first = false;
         tokio::select! {
-            () = &mut draining => return,
+            () = &mut until => return,
             () = async {
                 let _ = tokio::time::timeout(LOOK, changed.notified()).await;
                 tokio::time::sleep(SETTLE).await;
@@ -256,6 +254,7 @@ pub fn write_kubeconfig(folders: &Folders, text: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shutdown::Shutdown;
     use serde_json::json;
     use tempfile::TempDir;
 
@@ -359,7 +358,7 @@ mod tests {
     async fn an_entry_that_somebody_takes_out_is_put_back() {
         let node = node(&[]);
         let shutdown = Shutdown::new();
-        let keeping = keep(node.folders.clone(), node.binary.clone(), entry(), shutdown.clone());
+        let keeping = keep(node.folders.clone(), node.binary.clone(), entry(), shutdown.draining());
         shutdown.spawn("CNI plugin", keeping);
         let list = node.folders.conf.join("10-kube.conflist");
         // The network comes later than we do, and is written anew.

@@ -207,6 +207,14 @@ fn refused(program: &'static str, source: ProgramError) -> OpenError {
 }
 
 impl Kernel {
+    /// Takes everything that is pinned off the node: programs, links, maps. Once no pod is captured any more.
+    pub fn remove_pins(&self) -> Result<(), OpenError> {
+        self.pins.remove().map_err(|source| OpenError::Pin {
+            path: self.pins.maps(),
+            source,
+        })
+    }
+
     /// Removes what daemons with another layout left pinned. Call it once every pod is captured anew: until then their
     /// programs are what keeps those pods from speaking in the clear.
     pub fn remove_other_layouts(&self) -> Result<usize, OpenError> {

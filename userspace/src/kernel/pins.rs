@@ -85,6 +85,21 @@ impl Pins {
             .collect())
     }
 
+    /// Removes every layout's folder, and the root where it is not a mount.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        for layout in self.other_layouts()? {
+            remove_folder(&layout)?;
+        }
+        remove_folder(&self.version)?;
+        match fs::remove_dir(&self.root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::debug!(%error, root = %self.root.display(), "the empty folder of pins stays");
+                Ok(())
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Folders of daemons with another layout.
     pub(super) fn other_layouts(&self) -> io::Result<Vec<PathBuf>> {
         Ok(fs::read_dir(&self.root)?

@@ -11,7 +11,7 @@ mod watching;
 pub(super) use kinds::kind_at;
 
 use super::{
-    index::{Index, IndexSettings},
+    index::{Index, IndexSettings, NodeSandboxes, Sandbox},
     objects::Kind,
     publish::{Published, Publisher},
 };
@@ -33,7 +33,14 @@ type Letter = (Kind, News);
 
 /// Lists everything, then publishes, then follows it until the drain begins. Returns at the first publication, which an
 /// API server that is away delays for as long as it is; `None` if the drain came first.
-pub async fn spawn(client: Client, settings: IndexSettings, shutdown: &Shutdown) -> Option<Published> {
+///
+/// `sandboxes` says what the node knows of its own pods.
+pub async fn spawn(
+    client: Client,
+    settings: IndexSettings,
+    sandboxes: NodeSandboxes,
+    shutdown: &Shutdown,
+) -> Option<Published> {
     let (letters, inbox) = mpsc::channel(NEWS);
     for place in kinds::all() {
         shutdown.spawn_essential(
@@ -42,12 +49,19 @@ pub async fn spawn(client: Client, settings: IndexSettings, shutdown: &Shutdown)
         );
     }
     let (publisher, mut published) = Publisher::new();
+    let mut index = Index::new(settings);
+    for sandbox in sandboxes.known {
+        index.note_sandbox(sandbox);
+    }
     let desired = Desired {
-        index: Index::new(settings),
+        index,
         told: Told::default(),
         publisher,
     };
-    shutdown.spawn_essential("desired state", follow(desired, inbox, shutdown.clone()));
+    shutdown.spawn_essential(
+        "desired state",
+        follow(desired, inbox, sandboxes.news, shutdown.clone()),
+    );
     let draining = shutdown.draining();
     tokio::select! {
         () = draining => None,
@@ -73,7 +87,12 @@ impl Desired {
     }
 }
 
-async fn follow(mut desired: Desired, mut inbox: mpsc::Receiver<Letter>, shutdown: Shutdown) {
+async fn follow(
+    mut desired: Desired,
+    mut inbox: mpsc::Receiver<Letter>,
+    mut sandboxes: mpsc::Receiver<Sandbox>,
+    shutdown: Shutdown,
+) {
     let draining = shutdown.draining();
     tokio::pin!(draining);
     loop {
@@ -83,6 +102,12 @@ async fn follow(mut desired: Desired, mut inbox: mpsc::Receiver<Letter>, shutdow
                 Some(letter) => desired.take(letter),
                 None => return,
             },
+            // A pod waits for it: at once, and what the watches tell meanwhile next time.
+            Some(sandbox) = sandboxes.recv() => {
+                desired.index.note_sandbox(sandbox);
+                desired.publish();
+                continue;
+            }
         }
         let end = Instant::now() + FLOCK;
         while Instant::now() < end {

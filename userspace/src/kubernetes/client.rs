@@ -1,12 +1,15 @@
 //! The way to the API server: from inside a pod by its service account, from elsewhere by a kubeconfig.
 
 use super::contact::Contact;
+use k8s_openapi::ByteString;
 use kube::{
     Client, Config,
     client::ClientBuilder,
     config::{InClusterError, InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use serde_json::json;
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +19,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A connection on which nothing is heard for so long is dead. Longer than a watch lasts.
 const SILENT: Duration = Duration::from_secs(40);
 const UNSENT: Duration = Duration::from_secs(10);
+
+/// What kubelet gives a pod of its service account.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Why there is no way to the API server. Nothing is sent before it is needed, so a server that is merely away is none.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +96,36 @@ fn client(mut config: Config, contact: &Contact) -> Result<Client, ClientError> 
     config.write_timeout = Some(UNSENT);
     let builder = ClientBuilder::try_from(config).map_err(|error| ClientError::Client(Box::new(error)))?;
     Ok(builder.with_layer(contact).build())
+}
+
+/// The same way for a process that is no pod: the text of a kubeconfig, good for as long as this pod's token is.
+///
+/// # Errors
+/// There is no service account, or `kubeconfig` cannot be read.
+pub fn kubeconfig_for_others(kubeconfig: Option<&Path>) -> io::Result<Vec<u8>> {
+    if let Some(path) = kubeconfig {
+        return fs::read(path);
+    }
+    let variable = |name| std::env::var(name).map_err(|_| io::Error::other(format!("there is no ${name}")));
+    let (host, port) = (
+        variable("KUBERNETES_SERVICE_HOST")?,
+        variable("KUBERNETES_SERVICE_PORT")?,
+    );
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let account = Path::new(ACCOUNT);
+    let certificates = ByteString(fs::read(account.join("ca.crt"))?);
+    let token = fs::read_to_string(account.join("token"))?;
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "own", "cluster": {
+            "server": format!("https://{host}:{port}"), "certificate-authority-data": certificates
+        }}],
+        "users": [{"name": "daemon", "user": {"token": token.trim()}}],
+        "contexts": [{"name": "own", "context": {"cluster": "own", "user": "daemon"}}],
+        "current-context": "own",
+    });
+    Ok(serde_json::to_vec(&config)?)
 }
 
 async fn from_file_as(path: &Path, options: &KubeConfigOptions) -> Result<Config, ClientError> {

@@ -8,6 +8,7 @@ mod sandboxes;
 mod tests;
 
 use super::{
+    enrolment::Mode,
     field::{Field, Findings},
     objects::{EndpointSlice, Kind, Meta, Namespace, Node, ObjectRef, Pod, Service, service_ranges},
     policies::{self, Policy},
@@ -56,6 +57,7 @@ pub struct IndexSettings {
 pub struct Index {
     settings: IndexSettings,
     namespaces: HashMap<Arc<str>, Namespace>,
+    namespaces_changed: bool,
     nodes: HashMap<Arc<str>, Node>,
     service_ranges: BTreeMap<Arc<str>, Vec<IpNet>>,
     pods: Pods,
@@ -70,7 +72,7 @@ pub struct Index {
     findings_changed: bool,
 }
 
-pub use sandboxes::Sandbox;
+pub use sandboxes::{NodeSandboxes, Sandbox};
 
 /// A pod's or slice's namespace and name.
 type Name = (Arc<str>, Arc<str>);
@@ -85,6 +87,7 @@ impl Index {
         Self {
             settings,
             namespaces: HashMap::new(),
+            namespaces_changed: true,
             nodes: HashMap::new(),
             service_ranges: BTreeMap::new(),
             pods: Pods::default(),
@@ -184,6 +187,17 @@ impl Index {
         }
         self.snapshot.version += 1;
         Some(Arc::new(self.snapshot.clone()))
+    }
+
+    /// Every namespace, and whether its label says that its pods are in the mesh; if that differs from what this gave before.
+    pub fn publish_namespaces(&mut self) -> Option<Arc<BTreeMap<Arc<str>, bool>>> {
+        std::mem::take(&mut self.namespaces_changed).then(|| {
+            let all = self.namespaces.iter();
+            Arc::new(
+                all.map(|(name, namespace)| (Arc::clone(name), namespace.mode == Some(Mode::Ambient)))
+                    .collect(),
+            )
+        })
     }
 
     /// True if a flaw came or went since this was last asked.
@@ -313,6 +327,7 @@ impl Index {
     }
 
     fn namespace_changed(&mut self, namespace: &str) {
+        self.namespaces_changed = true;
         self.refresh_pods_of_namespace(namespace);
         self.refresh_services_of_namespace(namespace);
     }

@@ -16,7 +16,7 @@ mod policies;
 pub mod problem;
 pub mod publish;
 
-pub use index::{Index, IndexSettings, Sandbox, Source};
+pub use index::{Index, IndexSettings, NodeSandboxes, Sandbox, Source};
 pub use objects::{Kind, ObjectRef};
 pub use problem::{Finding, Flaw, Origin, Problem};
 pub use publish::Published;

@@ -6,7 +6,10 @@ use super::{
     problem::{Origin, Problem},
 };
 use crate::mesh::MeshSnapshot;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -16,6 +19,8 @@ pub struct Published {
     pub snapshot: watch::Receiver<Arc<MeshSnapshot>>,
     /// Everything that is wrong right now, sorted: for `/config_dump`, and to be counted by `Flaw::name`.
     pub problems: watch::Receiver<Arc<[Problem]>>,
+    /// Every namespace, and whether its label says that its pods are in the mesh.
+    pub namespaces: watch::Receiver<Arc<BTreeMap<Arc<str>, bool>>>,
 }
 
 /// The sending side.
@@ -23,17 +28,24 @@ pub struct Published {
 pub(super) struct Publisher {
     snapshot: watch::Sender<Arc<MeshSnapshot>>,
     problems: watch::Sender<Arc<[Problem]>>,
+    namespaces: watch::Sender<Arc<BTreeMap<Arc<str>, bool>>>,
 }
 
 impl Publisher {
     pub(super) fn new() -> (Self, Published) {
         let (snapshot, snapshots) = watch::channel(Arc::default());
         let (problems, all_problems) = watch::channel(Arc::default());
+        let (namespaces, all_namespaces) = watch::channel(Arc::default());
         (
-            Self { snapshot, problems },
+            Self {
+                snapshot,
+                problems,
+                namespaces,
+            },
             Published {
                 snapshot: snapshots,
                 problems: all_problems,
+                namespaces: all_namespaces,
             },
         )
     }
@@ -53,6 +65,9 @@ impl Publisher {
                 finding: finding.clone(),
             });
             self.publish_problems(of_objects.chain(others.cloned()).collect());
+        }
+        if let Some(namespaces) = index.publish_namespaces() {
+            self.namespaces.send_replace(namespaces);
         }
         if let Some(snapshot) = index.publish() {
             self.snapshot.send_replace(snapshot);

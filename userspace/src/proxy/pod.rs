@@ -67,6 +67,8 @@ pub(super) struct Pod {
     last_seen: watch::Receiver<Arc<Workload>>,
     /// Accept no more.
     pub(super) stop: CancellationToken,
+    /// Accept no more from peers.
+    stop_hbone: CancellationToken,
 }
 
 /// Owns a pod's listeners. Dropped, it stops accepting; connections that are open go on until they end by themselves or
@@ -111,6 +113,7 @@ pub fn spawn_pod(
         tasks: tasks.clone(),
         last_seen,
         stop: CancellationToken::new(),
+        stop_hbone: CancellationToken::new(),
         uid,
     });
     let register = |sockets: Vec<std::net::TcpListener>| {
@@ -126,12 +129,12 @@ pub fn spawn_pod(
         register(listeners.hbone)?,
     );
     for listener in outbound {
-        pod.serve(listener, "outbound listener", |pod, socket, from| {
+        pod.serve(listener, "outbound listener", &pod.stop, |pod, socket, from| {
             pod.spawn_bounded("outbound connection", socket, from, outbound::serve);
         });
     }
     for listener in plaintext {
-        pod.serve(listener, "plaintext listener", |pod, socket, from| {
+        pod.serve(listener, "plaintext listener", &pod.stop, |pod, socket, from| {
             pod.spawn_bounded("plaintext connection", socket, from, plaintext::serve);
         });
     }
@@ -141,7 +144,7 @@ pub fn spawn_pod(
     );
     for listener in hbone {
         let callers = Arc::clone(&callers);
-        pod.serve(listener, "HBONE listener", move |pod, socket, from| {
+        pod.serve(listener, "HBONE listener", &pod.stop_hbone, move |pod, socket, from| {
             let Some(room) = callers.room() else {
                 tracing::debug!(pod = %pod.uid, %from, "too many HBONE connections");
                 return net::abort(socket);
@@ -167,9 +170,14 @@ pub fn spawn_pod(
 }
 
 impl PodHandle {
-    /// Stops accepting, gives open connections until `deadline` to end, then resets the rest.
-    pub async fn release(self, deadline: Duration) {
+    /// Stops accepting, gives open connections until `deadline` to end, then resets the rest. Peers who have not heard may
+    /// open HBONE connections for `linger` yet.
+    pub async fn release(self, deadline: Duration, linger: Duration) {
         self.0.stop.cancel();
+        let begun = Instant::now();
+        tokio::time::sleep(linger).await;
+        self.0.stop_hbone.cancel();
+        let deadline = deadline.saturating_sub(begun.elapsed());
         if tokio::time::timeout(deadline, self.0.connections.empty())
             .await
             .is_err()
@@ -183,6 +191,7 @@ impl PodHandle {
 impl Drop for PodHandle {
     fn drop(&mut self) {
         self.0.stop.cancel();
+        self.0.stop_hbone.cancel();
     }
 }
 
@@ -191,14 +200,15 @@ impl Pod {
         self: &Arc<Self>,
         listener: TcpListener,
         name: &'static str,
+        stop: &CancellationToken,
         take: impl Fn(&Arc<Self>, TcpStream, SocketAddr) + Send + Sync + 'static,
     ) {
-        let pod = Arc::clone(self);
+        let (pod, stop) = (Arc::clone(self), stop.clone());
         let draining = self.tasks.draining();
         self.tasks.spawn(name, async move {
             let stop = async {
                 tokio::select! {
-                    () = pod.stop.cancelled() => {}
+                    () = stop.cancelled() => {}
                     () = draining => {}
                 }
             };

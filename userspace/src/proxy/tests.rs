@@ -383,7 +383,7 @@ async fn a_released_pod_ends_its_connections_after_the_deadline() {
     let (mut client, server) = nodes.connection(&listener).await;
     let open = nodes.client_side.connections.list().remove(0);
     let handle = nodes.handles.remove(0);
-    within("the release", handle.release(Duration::from_millis(50))).await;
+    within("the release", handle.release(Duration::from_millis(50), Duration::ZERO)).await;
     assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
     assert_eq!(open.closed(), Some(Closed::Released));
     drop((client, server));

@@ -387,12 +387,18 @@ mod tests {
             .ledger
             .failed(uid("kata"), "foreign-kernel", true, "its kernel is another".into());
         for _ in 1..PATIENCE {
-            scene.ledger.failed(uid("slow"), "no-process", false, "no process".into());
+            scene
+                .ledger
+                .failed(uid("slow"), "no-process", false, "no process".into());
         }
         assert_eq!(scene.said(), ["kata: foreign-kernel"]);
-        scene.ledger.failed(uid("slow"), "no-process", false, "no process".into());
+        scene
+            .ledger
+            .failed(uid("slow"), "no-process", false, "no process".into());
         assert_eq!(scene.said(), ["slow: no-process"]);
-        scene.ledger.failed(uid("slow"), "no-process", false, "no process".into());
+        scene
+            .ledger
+            .failed(uid("slow"), "no-process", false, "no process".into());
         assert_eq!(scene.said(), [""; 0], "once is enough");
     }
 
@@ -400,7 +406,9 @@ mod tests {
     fn nothing_is_kept_of_pods_that_are_gone() {
         let mut scene = Scene::new(&[("a", true)]);
         scene.ledger.captured(uid("a"));
-        scene.ledger.failed(uid("never-seen"), "no-process", false, String::new());
+        scene
+            .ledger
+            .failed(uid("never-seen"), "no-process", false, String::new());
         assert_eq!(scene.said(), [""; 0]);
         scene.snapshot.workloads.clear();
         assert_eq!(scene.said(), [""; 0]);

@@ -4,6 +4,7 @@
 use super::{Index, Name};
 use crate::kubernetes::objects::Pod;
 use std::{collections::HashMap, net::IpAddr, path::PathBuf, sync::Arc};
+use tokio::sync::mpsc;
 
 /// A pod's sandbox, as the container runtime made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,13 @@ pub struct Sandbox {
     pub addresses: Vec<IpAddr>,
     /// Where its network namespace is mounted on the node.
     pub netns: PathBuf,
+}
+
+/// What a source is told of its node's sandboxes: those that an earlier daemon left word of, and news.
+#[derive(Debug)]
+pub struct NodeSandboxes {
+    pub known: Vec<Sandbox>,
+    pub news: mpsc::Receiver<Sandbox>,
 }
 
 /// The sandboxes of pods, by the pods' UIDs.
