@@ -21,7 +21,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub(super) enum Done {
     Captured {
         wanted: Wanted,
-        outcome: Result<(Pod, PodListeners, Watch), CaptureError>,
+        outcome: Box<Result<(Pod, PodListeners, Watch), CaptureError>>,
     },
     Refreshed {
         pod: Arc<Pod>,

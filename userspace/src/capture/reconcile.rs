@@ -281,7 +281,7 @@ impl Reconciler {
             };
             self.jobs.spawn(std::future::ready(Done::Captured {
                 wanted,
-                outcome: Err(error),
+                outcome: Box::new(Err(error)),
             }));
             return;
         }
@@ -292,7 +292,7 @@ impl Reconciler {
                 move || pod::capture(&node, &wanted)
             });
             Done::Captured {
-                outcome: outcome.await,
+                outcome: Box::new(outcome.await),
                 wanted,
             }
         });
@@ -367,7 +367,7 @@ impl Reconciler {
     /// `None` if nobody reads the events any more.
     async fn finish(&mut self, done: Result<Done, JoinError>) -> Option<()> {
         match done {
-            Ok(Done::Captured { wanted, outcome }) => return self.captured(wanted, outcome).await,
+            Ok(Done::Captured { wanted, outcome }) => return self.captured(wanted, *outcome).await,
             Ok(Done::Refreshed { pod, watch, outcome }) => {
                 if let Some(captured) = self.entries.captured(&pod.workload) {
                     captured.refresh = outcome.as_ref().err().map(|error| {

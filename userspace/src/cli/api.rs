@@ -237,14 +237,16 @@ fn message_in(text: &str) -> String {
 }
 
 fn failed(doing: String, error: kube::Error) -> ApiError {
-    let source = Box::new(error);
-    match &*source {
-        kube::Error::Api(status) => ApiError::Refused {
+    if let kube::Error::Api(status) = &error {
+        return ApiError::Refused {
             doing,
             code: status.code,
             message: status.message.trim().to_owned(),
-        },
-        _ => ApiError::Away { doing, source },
+        };
+    }
+    ApiError::Away {
+        doing,
+        source: Box::new(error),
     }
 }
 

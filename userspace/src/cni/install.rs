@@ -7,9 +7,11 @@ use super::{
     standing::{self, replace},
 };
 use notify::{RecursiveMode, Watcher};
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -54,12 +56,32 @@ pub enum InstallError {
     File { path: PathBuf, source: io::Error },
 }
 
-/// Puts binary and entry where they belong, where they are not yet. True if something changed.
+/// What a file is known by without being read: inode, length, and when it was last changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp(u64, u64, i64, i64);
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let facts = fs::metadata(path).ok()?;
+        Some(Self(facts.ino(), facts.size(), facts.ctime(), facts.ctime_nsec()))
+    }
+}
+
+/// Puts binary and entry where they belong, where they are not yet. True if something changed. `placed` is the binary as it
+/// was left there last: megabytes that need not be read again.
 ///
 /// # Errors
 /// There is no network to chain behind, or the folders cannot be written.
-pub fn ensure(folders: &Folders, binary: &Path, entry: &Value) -> Result<bool, InstallError> {
-    let copied = ensure_binary(folders, binary)?;
+pub fn ensure(
+    folders: &Folders,
+    binary: &Path,
+    entry: &Value,
+    placed: &mut Option<Stamp>,
+) -> Result<bool, InstallError> {
+    let there = folders.bin.join(TYPE);
+    let is_ours = placed.is_some() && *placed == Stamp::of(&there);
+    let copied = !is_ours && ensure_binary(folders, binary)?;
+    *placed = Stamp::of(&there);
     Ok(ensure_entry(folders, entry)? | copied)
 }
 
@@ -202,7 +224,12 @@ fn absent_is_well(result: io::Result<()>) -> io::Result<()> {
 pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl Future<Output = ()>) {
     let changed = Arc::new(Notify::new());
     let told = Arc::clone(&changed);
-    let watcher = notify::recommended_watcher(move |_| told.notify_one());
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Our own look reads what is watched: that is no change.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            told.notify_one();
+        }
+    });
     let _watcher = watcher.and_then(|mut watcher| {
         watcher.watch(&folders.conf, RecursiveMode::NonRecursive)?;
         Ok(watcher)
@@ -210,9 +237,12 @@ pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl F
     tokio::pin!(until);
     let mut is_first = true;
     let mut said = None;
+    let placed = Arc::new(Mutex::new(None));
     loop {
-        let (here, binary, entry) = (folders.clone(), binary.clone(), entry.clone());
-        let outcome = tokio::task::spawn_blocking(move || ensure(&here, &binary, &entry)).await;
+        let (here, binary, entry, placed) = (folders.clone(), binary.clone(), entry.clone(), Arc::clone(&placed));
+        let look = move || ensure(&here, &binary, &entry, &mut placed.lock());
+        let outcome = tokio::task::spawn_blocking(look).await;
+        let succeeded = matches!(outcome, Ok(Ok(_)));
         match outcome {
             Ok(Ok(true)) if is_first => info!(conf = %folders.conf.display(), "the CNI plugin is installed"),
             Ok(Ok(true)) => warn!(conf = %folders.conf.display(), "the CNI plugin was taken out, it is put back"),
@@ -232,7 +262,7 @@ pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl F
                 "the CNI plugin is not installed"
             ),
         }
-        is_first = false;
+        is_first &= !succeeded;
         tokio::select! {
             () = &mut until => return,
             () = async {
@@ -292,7 +322,7 @@ mod tests {
 
     impl Node {
         fn ensure(&self) -> Result<bool, InstallError> {
-            ensure(&self.folders, &self.binary, &entry())
+            ensure(&self.folders, &self.binary, &entry(), &mut None)
         }
 
         fn listing(&self) -> Vec<(String, String)> {
@@ -307,6 +337,24 @@ mod tests {
             all.sort();
             all
         }
+    }
+
+    #[test]
+    fn a_binary_that_is_still_as_it_was_left_is_not_read_again_and_a_changed_one_is_put_right() {
+        let node = node(&[("10-kube.conflist", PTP)]);
+        let mut placed = None;
+        let mut look = || ensure(&node.folders, &node.binary, &entry(), &mut placed).unwrap();
+        assert!(look());
+        let there = node.folders.bin.join(TYPE);
+        let wanted = fs::read(&there).unwrap();
+        fs::rename(&node.binary, node.binary.with_extension("away")).unwrap();
+        assert!(!look(), "there is nothing to compare it with, so nothing was read");
+        fs::rename(node.binary.with_extension("away"), &node.binary).unwrap();
+        fs::write(&there, "something else").unwrap();
+        assert!(look());
+        assert_eq!(fs::read(&there).unwrap(), wanted);
+        fs::remove_file(&there).unwrap();
+        assert!(look());
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub async fn run(
 ) -> Result<Controller, ControllerError> {
     let place = match config.root {
         RootPlace::Directory(dir) => Place::Directory(dir),
-        RootPlace::Cluster { client, namespace } => Place::Cluster(ClusterRoot::new(client, namespace)),
+        RootPlace::Cluster { client, namespace } => Place::Cluster(Box::new(ClusterRoot::new(client, namespace))),
     };
     let opened = Root::open(place, config.root_spread).await;
     let (root, authority) = opened.map_err(ControllerError::Authority)?;

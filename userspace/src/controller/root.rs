@@ -30,7 +30,7 @@ const EXPIRY_WARNING: Duration = Duration::from_secs(30 * 86_400);
 /// Where the CA lies.
 pub(super) enum Place {
     Directory(PathBuf),
-    Cluster(ClusterRoot),
+    Cluster(Box<ClusterRoot>),
 }
 
 /// The CA as those who use it see it; `None` until there is one that may issue.

@@ -182,22 +182,6 @@ fn behind(text: &str) -> String {
     }
 }
 
-/// A runtime's message is a chain of causes: the last few words say it.
-fn innermost(message: &str) -> String {
-    const ENOUGH: usize = 90;
-    let mut kept = Vec::new();
-    let mut length = 0;
-    for cause in message.rsplit(": ") {
-        length += cause.chars().count();
-        if length > ENOUGH && !kept.is_empty() {
-            break;
-        }
-        kept.push(cause);
-    }
-    kept.reverse();
-    kept.join(": ").chars().take(2 * ENOUGH).collect()
-}
-
 fn judge_report(pod: &OwnPod, report: &Report, findings: &mut Vec<Finding>) {
     if let Some(ahead) = report.clock_ahead.filter(|ahead| ahead.abs() > CLOCK_SECONDS) {
         let (seconds, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
