@@ -94,7 +94,7 @@ fn what_pods_that_come_and_go_cost_is_given_back() -> Result<()> {
     latencies.sort_unstable();
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
     let rate = f64::from(flocks) * FLOCK as f64 / took.as_secs_f64();
-    println!(
+    eprintln!(
         "{rate:.0} pods a second for {took:?}: a flock of {FLOCK} captured after {:?} (median), {:?} (p99), {:?} (last); \
          memory {memory} kB, then {grown} kB more",
         at(0.5),

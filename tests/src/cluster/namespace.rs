@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Where servers listen.
-pub const PORT: u16 = 8080;
+pub(crate) const PORT: u16 = 8080;
 
 /// A namespace that goes with this value.
 #[derive(Debug)]

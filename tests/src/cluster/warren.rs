@@ -5,7 +5,7 @@ use crate::wait::wait_until_ok;
 use anyhow::{Context, Result};
 use std::{path::PathBuf, time::Duration};
 
-pub const NAMESPACE: &str = "warren-system";
+pub(crate) const NAMESPACE: &str = "warren-system";
 const ROLLOUT: Duration = Duration::from_secs(120);
 
 impl Cluster {

@@ -190,7 +190,7 @@ async fn without_the_api_server_only_what_was_accepted_before_counts() {
         let mut cache = reviews.0.cache.lock();
         let mut key = Digest::default();
         key.copy_from_slice(digest(&SHA256, known.as_bytes()).as_ref());
-        let earlier = Instant::now().checked_sub(super::super::cache::FRESH).unwrap();
+        let earlier = Instant::now().checked_sub(crate::controller::cache::FRESH).unwrap();
         cache.accept(key, node_a(), Duration::from_secs(3600), earlier);
     }
     assert_eq!(reviews.binding_of(&known, address(1)).await.unwrap(), node_a());

@@ -18,6 +18,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -30,8 +31,8 @@ use warren::{
     mesh::SpiffeId,
 };
 
-pub const DEADLINE: Duration = Duration::from_secs(30);
-pub const SYSTEM: &str = "warren-system";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const SYSTEM: &str = "warren-system";
 /// One rig at a time: its namespaces bear this prefix.
 const PREFIX: &str = "wca";
 
@@ -43,7 +44,7 @@ fn binaries() -> Option<PathBuf> {
 }
 
 /// A control plane of the rig, ended when dropped.
-pub struct Rig {
+pub(crate) struct Rig {
     script: PathBuf,
     binaries: PathBuf,
     run: TempDir,
@@ -92,12 +93,12 @@ impl Rig {
     }
 
     /// A file of the control plane's keys.
-    pub fn pki(&self, name: &str) -> PathBuf {
+    pub(crate) fn pki(&self, name: &str) -> PathBuf {
         self.run.path().join("pki").join(name)
     }
 
     /// The process of the API server.
-    pub fn api_server(&self) -> Result<nix::unistd::Pid> {
+    pub(crate) fn api_server(&self) -> Result<nix::unistd::Pid> {
         let marker = self.run.path().display().to_string();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();
@@ -116,14 +117,21 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        // It ends with the status of what it ended.
-        let _ = self.call(&["down"]);
+        if let Err(error) = self.call(&["down"]) {
+            eprintln!("{error:#}");
+        }
     }
 }
 
 /// Runs a test in the control plane's network namespace, from which API server and controller can be reached.
-pub fn in_cluster<F: Future<Output = Result<()>>>(test: impl FnOnce(Cluster) -> F + Send + 'static) -> Result<()> {
-    let Some(rig) = Rig::up()? else { return Ok(()) };
+pub(crate) fn in_cluster<F: Future<Output = Result<()>>>(
+    test: impl FnOnce(Cluster) -> F + Send + 'static,
+) -> Result<()> {
+    let Some(rig) = Rig::up()?.map(Arc::new) else {
+        return Ok(());
+    };
+    // It goes down from here, not from within: what runs in its namespaces is ended then.
+    let within = Arc::clone(&rig);
     let thread = std::thread::spawn(move || {
         let namespace = File::open(format!("/run/netns/{PREFIX}cp"))?;
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
@@ -131,7 +139,7 @@ pub fn in_cluster<F: Future<Output = Result<()>>>(test: impl FnOnce(Cluster) -> 
             .worker_threads(2)
             .enable_all()
             .build()?;
-        runtime.block_on(async move { test(Cluster::fill(rig).await?).await })
+        runtime.block_on(async move { test(Cluster::fill(within).await?).await })
     });
     match thread.join() {
         Ok(result) => result,
@@ -140,14 +148,14 @@ pub fn in_cluster<F: Future<Output = Result<()>>>(test: impl FnOnce(Cluster) -> 
 }
 
 /// The API server with two nodes, a daemon's pod on each, `web` on node-a and `db` on node-b.
-pub struct Cluster {
-    pub client: Client,
-    pub dir: TempDir,
-    pub rig: Rig,
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) dir: TempDir,
+    pub(crate) rig: Arc<Rig>,
 }
 
 impl Cluster {
-    async fn fill(rig: Rig) -> Result<Self> {
+    async fn fill(rig: Arc<Rig>) -> Result<Self> {
         let client = warren::kubernetes::client::connect(Some(&rig.pki("admin.kubeconfig"))).await?;
         let cluster = Self {
             client,
@@ -194,7 +202,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    pub async fn pod(&self, namespace: &str, name: &str, account: &str, node: &str) -> Result<()> {
+    pub(crate) async fn pod(&self, namespace: &str, name: &str, account: &str, node: &str) -> Result<()> {
         let object = json!({
             "metadata": {"name": name},
             "spec": {"nodeName": node, "serviceAccountName": account, "containers": [{"name": "c", "image": "c"}]},
@@ -218,7 +226,7 @@ impl Cluster {
     }
 
     /// A token as kubelet projects it into `pod`; of no pod at all where that is `None`.
-    pub async fn token(&self, account: &str, audience: &str, pod: Option<&str>) -> Result<String> {
+    pub(crate) async fn token(&self, account: &str, audience: &str, pod: Option<&str>) -> Result<String> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM);
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
@@ -240,13 +248,13 @@ impl Cluster {
     }
 
     /// The token of the daemon of `node-a` or `node-b`.
-    pub async fn daemon_token(&self, node: &str) -> Result<String> {
+    pub(crate) async fn daemon_token(&self, node: &str) -> Result<String> {
         let pod = node.replace("node", "warren-node");
         self.token("warren-node", "warren-ca", Some(&pod)).await
     }
 
     /// A token with these claims, signed with the API server's own key.
-    pub fn forge(&self, claims: &Value, key: &Path) -> Result<String> {
+    pub(crate) fn forge(&self, claims: &Value, key: &Path) -> Result<String> {
         use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", part(&json!({"alg": "RS256"})), part(claims));
@@ -266,7 +274,7 @@ impl Cluster {
     }
 
     /// A controller with the rights of its service account, listening on this port and the next two.
-    pub async fn controller(&self, port: u16, more: &[&str]) -> Result<Controller> {
+    pub(crate) async fn controller(&self, port: u16, more: &[&str]) -> Result<Controller> {
         let token = self
             .token(
                 "warren-controller",
@@ -304,12 +312,18 @@ impl Cluster {
     }
 
     /// A CA client as the daemon of a node is one, with this token.
-    pub fn ca_client(&self, controller: &Controller, root: &str, token: &str) -> Result<CaClient> {
+    pub(crate) fn ca_client(&self, controller: &Controller, root: &str, token: &str) -> Result<CaClient> {
         self.ca_client_at("127.0.0.1", controller, root, token)
     }
 
     /// The same by another address of this machine, from which it then comes as well.
-    pub fn ca_client_at(&self, address: &str, controller: &Controller, root: &str, token: &str) -> Result<CaClient> {
+    pub(crate) fn ca_client_at(
+        &self,
+        address: &str,
+        controller: &Controller,
+        root: &str,
+        token: &str,
+    ) -> Result<CaClient> {
         let path = |name: &str| self.dir.path().join(format!("{name}-{}", rand::random::<u64>()));
         let (root_file, token_file) = (path("root"), path("token"));
         fs::write(&root_file, root)?;
@@ -326,7 +340,7 @@ impl Cluster {
 }
 
 /// A running `warren controller`, ended when dropped.
-pub struct Controller {
+pub(crate) struct Controller {
     process: Child,
     port: u16,
     log: PathBuf,
@@ -343,7 +357,7 @@ impl Drop for Controller {
 }
 
 impl Controller {
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
@@ -359,18 +373,18 @@ impl Controller {
         Ok((head.split(' ').nth(1).context("no status")?.parse()?, body.to_owned()))
     }
 
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         matches!(self.get(self.port + 2, "/healthz/ready"), Ok((200, _)))
     }
 
-    pub async fn ready(&self) -> Result<()> {
+    pub(crate) async fn ready(&self) -> Result<()> {
         eventually("the controller is ready", || async { Ok(self.is_ready()) })
             .await
             .with_context(|| self.log())
     }
 
     /// A metric's value with this label; 0 where it is not there.
-    pub fn metric(&self, name: &str, label: &str) -> Result<f64> {
+    pub(crate) fn metric(&self, name: &str, label: &str) -> Result<f64> {
         let (_, text) = self.get(self.port + 1, "/metrics")?;
         let line = text.lines().find(|line| line.starts_with(name) && line.contains(label));
         Ok(match line {
@@ -380,7 +394,10 @@ impl Controller {
     }
 }
 
-pub async fn eventually<F: Future<Output = Result<bool>>>(what: &str, mut holds: impl FnMut() -> F) -> Result<()> {
+pub(crate) async fn eventually<F: Future<Output = Result<bool>>>(
+    what: &str,
+    mut holds: impl FnMut() -> F,
+) -> Result<()> {
     let begin = Instant::now();
     loop {
         let last = holds().await;
@@ -394,7 +411,7 @@ pub async fn eventually<F: Future<Output = Result<bool>>>(what: &str, mut holds:
     }
 }
 
-pub fn id(account: &str) -> SpiffeId {
+pub(crate) fn id(account: &str) -> SpiffeId {
     match SpiffeId::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")) {
         Ok(id) => id,
         Err(error) => panic!("{error}"),
@@ -402,7 +419,7 @@ pub fn id(account: &str) -> SpiffeId {
 }
 
 /// Asks for a certificate; the certificates of the chain, or what the CA said.
-pub async fn ask(client: &CaClient, account: &str) -> Result<Vec<Vec<u8>>, IssueError> {
+pub(crate) async fn ask(client: &CaClient, account: &str) -> Result<Vec<Vec<u8>>, IssueError> {
     let key = DaemonKey::generate().map_err(IssueError::Request)?;
     let chain = client.issue(&key, &id(account)).await?;
     Ok(chain.into_iter().map(|der| der.to_vec()).collect())
