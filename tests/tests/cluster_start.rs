@@ -12,6 +12,10 @@ const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
                       spec: {mtls: {mode: STRICT}}}";
 const PODS: u32 = 100;
+/// In which they all have run. Pods that wait for a daemon are tried again by the kubelet, later each time.
+const ALL_PODS: Duration = Duration::from_secs(600);
+/// Between two restarts of a daemon: long enough that it captures something in between.
+const PAUSE: Duration = Duration::from_secs(12);
 
 fn on(node: &str) -> PodShape<'_> {
     PodShape {
@@ -46,9 +50,7 @@ fn first_connections(namespace: &Namespace<'_>, name: &str) -> Result<u32> {
     let done = "jsonpath={.status.succeeded}";
     let wanted = PODS.to_string();
     let words = ["-n", &namespace.name, "get", "job", name, "-o", done];
-    cluster()
-        .kubectl
-        .until(Duration::from_secs(240), &words, |said| said == wanted)?;
+    cluster().kubectl.until(ALL_PODS, &words, |said| said == wanted)?;
     let failed = namespace.kubectl(&["get", "job", name, "-o", "jsonpath={.status.failed}"])?;
     Ok(failed.parse().unwrap_or(0))
 }
@@ -124,7 +126,7 @@ fn a_hundred_pods_make_their_first_connection_through_the_mesh_while_daemons_res
                 if let Err(error) = deleted {
                     eprintln!("{error:#}");
                 }
-                thread::sleep(Duration::from_secs(5));
+                thread::sleep(PAUSE);
             }
         });
         let failed = first_connections(&namespace, "first");
