@@ -111,7 +111,7 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         }
         let beside = ["cpu", "memory", "systemd"].map(|name| Path::new("/sys/fs/cgroup").join(name));
         assert_eq!(cgroup1_roots(HYBRID), beside);
-        assert_eq!(cgroup1_roots(UBUNTU), [PathBuf::new(); 0]);
+        assert!(cgroup1_roots(UBUNTU).is_empty());
     }
 
     #[test]
