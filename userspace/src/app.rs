@@ -134,7 +134,9 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     register(&metrics, &published, &kernel, &certs, &shutdown);
     let contact = server.as_ref().map(|(contact, _)| contact.clone());
     let cluster = match (on_node, server) {
-        (Some(on_node), Some((_, client))) => Some(on_node.start(&config, client, &published, &pods, &shutdown)?),
+        (Some(on_node), Some((_, client))) => {
+            Some(on_node.start(&config, client, &published, &pods, &metrics, &shutdown)?)
+        }
         _ => None,
     };
 

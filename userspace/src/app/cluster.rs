@@ -23,6 +23,7 @@ use crate::{
     },
     net::Namespace,
     shutdown::Shutdown,
+    telemetry::{Live, Metrics},
 };
 use anyhow::Context;
 use futures::{StreamExt, pin_mut};
@@ -128,6 +129,7 @@ impl OnNode {
         client: Client,
         published: &Published,
         pods: &Arc<Pods>,
+        metrics: &Metrics,
         shutdown: &Shutdown,
     ) -> anyhow::Result<Cluster> {
         let node: Arc<str> = config.node_name.as_str().into();
@@ -186,7 +188,7 @@ impl OnNode {
         let entry = entry(&self.cni.cni_socket, &on_host(&folders.state()), &self.own_namespace);
         shutdown.spawn(
             "CNI plugin",
-            install::keep(folders.clone(), "/proc/self/exe".into(), entry, {
+            install::keep(folders.clone(), "/proc/self/exe".into(), entry, has_plugin(metrics), {
                 let (draining, leave) = (shutdown.draining(), cluster.leave.clone());
                 async move {
                     tokio::select! {
@@ -206,6 +208,13 @@ impl OnNode {
         );
         Ok(cluster)
     }
+}
+
+/// What says whether the plugin is in its place, read at each scrape.
+fn has_plugin(metrics: &Metrics) -> Arc<AtomicBool> {
+    let is_installed = Arc::new(AtomicBool::new(false));
+    metrics.register(Live::cni_installed(Arc::clone(&is_installed)));
+    is_installed
 }
 
 /// The plugin runs on the node: it does not see our mounts.

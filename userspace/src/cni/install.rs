@@ -13,7 +13,10 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -220,8 +223,15 @@ fn absent_is_well(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Keeps the plugin installed until `until`, and leaves it there.
-pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl Future<Output = ()>) {
+/// Keeps the plugin installed until `until`, and leaves it there. `is_installed` says whether it was in its place at the
+/// last look.
+pub async fn keep(
+    folders: Folders,
+    binary: PathBuf,
+    entry: Value,
+    is_installed: Arc<AtomicBool>,
+    until: impl Future<Output = ()>,
+) {
     let changed = Arc::new(Notify::new());
     let told = Arc::clone(&changed);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -243,6 +253,7 @@ pub async fn keep(folders: Folders, binary: PathBuf, entry: Value, until: impl F
         let look = move || ensure(&here, &binary, &entry, &mut placed.lock());
         let outcome = tokio::task::spawn_blocking(look).await;
         let succeeded = matches!(outcome, Ok(Ok(_)));
+        is_installed.store(succeeded, Ordering::Relaxed);
         match outcome {
             Ok(Ok(true)) if is_first => info!(conf = %folders.conf.display(), "the CNI plugin is installed"),
             Ok(Ok(true)) => warn!(conf = %folders.conf.display(), "the CNI plugin was taken out, it is put back"),
@@ -406,8 +417,23 @@ mod tests {
     async fn an_entry_that_somebody_takes_out_is_put_back() {
         let node = node(&[]);
         let shutdown = Shutdown::new();
-        let keeping = keep(node.folders.clone(), node.binary.clone(), entry(), shutdown.draining());
+        let is_installed = Arc::new(AtomicBool::new(true));
+        let keeping = keep(
+            node.folders.clone(),
+            node.binary.clone(),
+            entry(),
+            Arc::clone(&is_installed),
+            shutdown.draining(),
+        );
         shutdown.spawn("CNI plugin", keeping);
+        let says = async |wanted: bool| {
+            let start = std::time::Instant::now();
+            while is_installed.load(Ordering::Relaxed) != wanted {
+                assert!(start.elapsed() < Duration::from_secs(10), "it does not say {wanted}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        says(false).await;
         let list = node.folders.conf.join("10-kube.conflist");
         // The network comes later than we do, and is written anew.
         for _ in 0..2 {
@@ -418,6 +444,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
+        says(true).await;
         shutdown.drain(Duration::from_secs(10)).await;
         assert!(
             conflist::has_entry(&fs::read_to_string(&list).unwrap()),

@@ -17,7 +17,10 @@ use prometheus_client::{
 };
 use std::{
     fmt,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Instant, SystemTime},
 };
 
@@ -296,6 +299,14 @@ impl Live {
                     .map(|(flaw, n)| LiveSample::new([("flaw", flaw.to_owned())], n as f64))
                     .collect()
             },
+        )
+    }
+
+    pub fn cni_installed(is_installed: Arc<AtomicBool>) -> Self {
+        Self::gauge(
+            "cni_installed",
+            "1 if the CNI plugin is in its place, at the last look",
+            move || vec![LiveSample::new([], f64::from(is_installed.load(Relaxed)))],
         )
     }
 
