@@ -3,7 +3,7 @@
 
 use super::{
     api::{ApiError, Cluster, ClusterArgs, Owned},
-    install::NOT_WELL,
+    install::{NOT_WELL, helm_release},
     manifests::{
         self, CONFIG_MAPS, Component, DAEMON_SETS, ManifestError, NAMESPACE, NAMESPACES, NODE, Object, PART_OF, PODS,
         SECRETS,
@@ -43,6 +43,12 @@ pub enum UninstallError {
          finish. See `kubectl -n warren-system get pods`, and run the same command again"
     )]
     StillThere { nodes: String },
+    #[error(
+        "Warren was installed by Helm (release {release}); nothing was removed. Do it by Helm, after the daemons have given \
+         their pods back: `kubectl -n {NAMESPACE} delete daemonset {NODE} --cascade=foreground`, then `helm uninstall \
+         {release} --namespace {NAMESPACE}`"
+    )]
+    Helm { release: String },
     #[error("namespace {NAMESPACE} is still there; see `kubectl get namespace {NAMESPACE} -o yaml` for what holds it")]
     Namespace,
 }
@@ -55,6 +61,9 @@ pub(super) async fn run(args: &UninstallArgs) -> Result<ExitCode, UninstallError
     let objects = manifests::all()?;
     let cluster = Cluster::connect(&args.cluster).await?;
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
+    if let Some(release) = helm_release(&cluster).await? {
+        return Err(UninstallError::Helm { release });
+    }
 
     let unfinished = daemons(&cluster, deadline).await?;
     for component in [Component::Controller, Component::Permissions] {

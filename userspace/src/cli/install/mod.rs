@@ -83,7 +83,9 @@ pub(super) async fn run(args: &InstallArgs) -> Result<ExitCode, InstallError> {
     if !args.skip_checks && !may_go_on(&cluster).await {
         return Ok(ExitCode::from(NOT_WELL));
     }
-    refuse_helms(&cluster).await?;
+    if let Some(release) = helm_release(&cluster).await? {
+        return Err(InstallError::Helm { release });
+    }
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let mut ready = true;
     for component in Component::ALL {
@@ -132,18 +134,13 @@ async fn may_go_on(cluster: &Cluster) -> bool {
     !stop
 }
 
-/// Two owners of one object undo each other's work.
-async fn refuse_helms(cluster: &Cluster) -> Result<(), InstallError> {
+/// The release of Helm that Warren belongs to. Two owners of one object undo each other's work.
+pub(super) async fn helm_release(cluster: &Cluster) -> Result<Option<String>, ApiError> {
     let found = cluster.get(DAEMON_SETS, Some(NAMESPACE), NODE).await?;
     let release = found
         .as_ref()
         .and_then(|object| object["metadata"]["annotations"]["meta.helm.sh/release-name"].as_str());
-    match release {
-        Some(release) => Err(InstallError::Helm {
-            release: release.to_owned(),
-        }),
-        None => Ok(()),
-    }
+    Ok(release.map(str::to_owned))
 }
 
 /// Definitions that come from elsewhere stay as they are, if they will do.
