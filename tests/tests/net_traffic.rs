@@ -80,6 +80,35 @@ fn pods_talk_by_address_by_service_and_to_themselves_and_servers_see_who_calls()
 }
 
 #[test]
+fn a_policy_in_dry_run_is_told_in_the_log_and_never_enforced() -> Result<()> {
+    let world = world("wt-dry")?;
+    let mesh = Mesh::start(&world)?;
+    world.apply(
+        "dry.yaml",
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {name: nobody, namespace: default, annotations: {istio.io/dry-run: \"true\"}}\n\
+         spec: {action: DENY, rules: [{}]}\n",
+    )?;
+    let mut server = Agent::start(world.pod("server"))?;
+    server.must_listen("echo", any(PORT), Serve::Echo)?;
+    let mut client = Agent::start(world.pod("client"))?;
+    let to = SocketAddr::new(world.pod("server").ip(false), PORT);
+    wait_until_ok("the policy is told of", DEADLINE, || {
+        client.must_connect("call", to, DEADLINE)?;
+        client.must_echo("call", "there and back", DEADLINE)?;
+        client.order(&Order::Close {
+            name: "call".into(),
+            reset: false,
+        })?;
+        let line = mesh
+            .daemon(Node::B)
+            .wait_for_line("policies in dry run", Duration::from_millis(500))?;
+        ensure!(line.contains("denied by default/nobody"), "{line}");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_reset_of_either_side_arrives_as_a_reset_at_the_other() -> Result<()> {
     let world = world("wt-reset")?;
     let _mesh = Mesh::start(&world)?;

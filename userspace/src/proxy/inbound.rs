@@ -3,6 +3,7 @@
 
 use super::{
     connections::Admission,
+    dry_run,
     end::End,
     pod::{Pod, Standing, canonical},
     relay::{Application, TunnelRelay},
@@ -102,6 +103,7 @@ async fn tunnel(pod: Arc<Pod>, incoming: Incoming) {
         destination: target,
     };
     let standing = standing(&pod, &incoming, since);
+    dry_run::tell(&snapshot, &workload, &asked);
     let verdict = policy::authorize(&snapshot, &workload, &asked);
     if !verdict.allows() {
         incoming.refuse(RequestRefusal::Denied);

@@ -4,6 +4,7 @@
 
 mod accept;
 pub mod connections;
+mod dry_run;
 mod end;
 mod inbound;
 mod outbound;

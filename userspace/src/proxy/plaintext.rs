@@ -2,6 +2,7 @@
 
 use super::{
     connections::Admission,
+    dry_run,
     end::End,
     pod::{Pod, Standing, canonical},
     relay::{Application, SocketRelay},
@@ -50,6 +51,7 @@ pub(super) async fn serve(pod: Arc<Pod>, socket: TcpStream, client: SocketAddr) 
         peer: None,
         destination,
     };
+    dry_run::tell(&snapshot, &workload, &asked);
     let verdict = policy::authorize(&snapshot, &workload, &asked);
     if !verdict.allows() {
         refuse(End::Denied(verdict));
