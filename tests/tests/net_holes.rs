@@ -15,6 +15,8 @@ const PORT: u16 = 7000;
 /// A SYN that has to be sent again takes a second.
 const NO_RETRANSMISSION: Duration = Duration::from_millis(900);
 const SYN_ACK: u8 = 0x12;
+/// How often a client uses its port again.
+const ATTEMPTS: u32 = 5;
 
 fn world(prefix: &str) -> Result<World> {
     World::builder(prefix)
@@ -76,15 +78,20 @@ fn without_arrival_programs(world: &World, mesh: &mut Mesh, node: Node) -> Resul
 #[test]
 fn a_client_that_reuses_its_port_after_the_other_end_closed_first_connects_at_once_in_both_directions() -> Result<()> {
     let world = world("wt-reuse")?;
-    let _mesh = Mesh::start(&world)?;
+    let mesh = Mesh::start(&world)?;
     let mut server = Agent::start(world.pod("server"))?;
     server.must_listen("greet", any(PORT), Serve::GreetAndClose)?;
     for ipv6 in [false, true] {
         let to = SocketAddr::new(world.pod("server").ip(ipv6), PORT);
-        for (pod, direction) in [("client", "outbound"), ("outsider", "inbound")] {
+        for (pod, direction, node, reporter) in [
+            ("client", "outbound", Node::A, r#"reporter="source""#),
+            ("outsider", "inbound", Node::B, r#"reporter="destination""#),
+        ] {
             let mut agent = Agent::start(world.pod(pod))?;
             let from = SocketAddr::new(world.pod(pod).ip(ipv6), 40123);
-            for attempt in 0..5 {
+            let opened = "istio_tcp_connections_opened_total";
+            let before = mesh.daemon(node).metric(opened, &[reporter])?;
+            for attempt in 0..ATTEMPTS {
                 match agent.connect_from("call", to, Some(from), DEADLINE)? {
                     Outcome::Connected { after_us, .. } => {
                         let took = Duration::from_micros(after_us);
@@ -99,6 +106,10 @@ fn a_client_that_reuses_its_port_after_the_other_end_closed_first_connects_at_on
                 );
                 agent.close("call")?;
             }
+            // Not one of them went round the daemon.
+            let after = before + f64::from(ATTEMPTS);
+            let daemon = mesh.daemon(node);
+            daemon.wait_for_metric(opened, &[reporter], after, DEADLINE)?;
         }
     }
     Ok(())
