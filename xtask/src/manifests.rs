@@ -26,7 +26,7 @@ const CHARTS: [Chart; 2] = [
 ];
 
 /// Values of the chart `warren` that its schema must refuse, each for the reason behind it.
-const REFUSED: [(&str, &str); 12] = [
+const REFUSED: [(&str, &str); 13] = [
     ("nod.drainSeconds=1", "a word that nobody knows"),
     ("mesh.trustdomain=a", "a known word, misspelt"),
     ("mesh.trustDomain=Two Words", "no trust domain"),
@@ -39,6 +39,10 @@ const REFUSED: [(&str, &str); 12] = [
     ("cni.binDir=opt/cni/bin", "a folder that is not absolute"),
     ("ca.address=http://ca:15012", "an authority without TLS"),
     ("controller.enabled=false", "no authority at all"),
+    (
+        "ca.rootConfigMap=roots",
+        "a ConfigMap that our own controller does not write",
+    ),
 ];
 
 /// Renders the charts, or with `--check` looks whether that would change anything.
