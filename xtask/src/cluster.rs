@@ -12,6 +12,8 @@ use crate::{image, run, tree};
 const TAG: &str = "test";
 /// Prefix of the rig's namespaces; one rig of this name at a time.
 const RIG: &str = "wtcl";
+/// The rig's image with busybox.
+const BUSYBOX: &str = "rig.local/busybox:1";
 /// What the rig's scripts call.
 const COMMANDS: [&str; 7] = ["bash", "ip", "nsenter", "unshare", "openssl", "sysctl", "python3"];
 /// What building it needs beside them.
@@ -116,8 +118,11 @@ impl Cluster {
                 environment.push(("KUBECONFIG", rig.kubeconfig().display().to_string()));
                 environment.extend(rig.environment());
                 environment.push(("WARREN_RIG", script("rig.sh").display().to_string()));
-                environment.push(("WARREN_BUSYBOX", "rig.local/busybox:1".to_owned()));
-                environment.push(("WARREN_KUBECTL", rig.binaries.join("bin/kubectl").display().to_string()));
+                environment.push(("WARREN_BUSYBOX", BUSYBOX.to_owned()));
+                for (name, program) in [("WARREN_KUBECTL", "kubectl"), ("WARREN_HELM", "helm")] {
+                    environment.push((name, rig.binaries.join("bin").join(program).display().to_string()));
+                }
+                environment.push(("WARREN_ETCD_FOLDER", rig.binaries.join("bin").display().to_string()));
                 run::step("bringing two nodes up", || run::run(&mut rig.command(&["up", "2"])?))?;
                 run::step("putting the image on them", || {
                     run::run(&mut rig.command(&["import", &archive.display().to_string()])?)
@@ -132,6 +137,9 @@ impl Cluster {
                 environment.push(("KUBECONFIG", kubeconfig));
                 environment.push(("WARREN_KUBECTL", kubectl.display().to_string()));
                 environment.push(("WARREN_BUSYBOX", busybox));
+                if let Some(helm) = tree::find("helm") {
+                    environment.push(("WARREN_HELM", helm.display().to_string()));
+                }
                 None
             }
         };
@@ -146,6 +154,21 @@ impl Cluster {
     pub(crate) fn runner(&self) -> Vec<String> {
         let within = self.rig.iter().map(|_| script("rig.sh").display().to_string());
         within.flat_map(|script| [script, "cp".to_owned()]).collect()
+    }
+
+    /// `cargo xtask test cluster --cluster kubeconfig` with this rig as the cluster that `KUBECONFIG` leads to, for the
+    /// tests that `filters` name; `None` where this cluster is no rig of ours.
+    pub(crate) fn by_kubeconfig(&self, filters: &[&str]) -> Result<Option<Command>> {
+        let Some(rig) = &self.rig else { return Ok(None) };
+        let own = std::env::current_exe().context("this program's own path is not known")?;
+        let mut command = rig.command(&["cp", &own.display().to_string()])?;
+        command
+            .args(["test", "cluster", "--cluster", "kubeconfig", "--"])
+            .args(filters)
+            .env("KUBECONFIG", rig.kubeconfig())
+            .env("WARREN_BUSYBOX", BUSYBOX)
+            .current_dir(tree::root());
+        Ok(Some(command))
     }
 }
 

@@ -7,6 +7,7 @@ mod warren;
 
 pub use kubectl::Kubectl;
 pub use namespace::{Namespace, PodShape, Said};
+pub use warren::{NAMESPACE as SYSTEM, Told};
 
 use anyhow::{Context, Result};
 use std::{

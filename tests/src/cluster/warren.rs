@@ -2,18 +2,66 @@
 
 use super::{Cluster, PATIENCE};
 use crate::wait::wait_until_ok;
-use anyhow::{Context, Result};
-use std::{path::PathBuf, time::Duration};
+use anyhow::{Context, Result, ensure};
+use std::{process::Command, time::Duration};
 
-pub(crate) const NAMESPACE: &str = "warren-system";
+pub const NAMESPACE: &str = "warren-system";
 const ROLLOUT: Duration = Duration::from_secs(120);
 
+/// What a subcommand of `warren` said, and how it ended.
+#[derive(Debug)]
+pub struct Told {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
 impl Cluster {
-    /// Installs this tree's Warren and waits until it is ready. Done already: waits alone.
-    pub(super) fn install_warren(&self) -> Result<()> {
-        for name in ["warren-crds", "warren"] {
-            self.kubectl.apply(&manifests(name)?)?;
+    /// Runs this tree's `warren` as a person at a terminal would, with the rights of the cluster's admin.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn warren(&self, words: &[&str]) -> Result<Told> {
+        let program = std::env::var("WARREN_BIN").context("WARREN_BIN is not set")?;
+        let kubectl = self.kubectl.command();
+        let mut command = Command::new(&program);
+        for (name, value) in kubectl.get_envs() {
+            command.env(name, value.unwrap_or_default());
         }
+        let ended = command
+            .args(words)
+            .output()
+            .with_context(|| format!("cannot start {program}"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Told {
+            code: ended.status.code(),
+            stdout: text(&ended.stdout),
+            stderr: text(&ended.stderr),
+        })
+    }
+
+    /// The image that this run made.
+    ///
+    /// # Errors
+    /// Nobody said which.
+    pub fn image(&self) -> Result<String> {
+        let tag = std::env::var("WARREN_IMAGE_TAG").context("WARREN_IMAGE_TAG is not set")?;
+        Ok(format!("warren.mesh/warren:{tag}"))
+    }
+
+    /// Installs this tree's Warren and waits until it is ready. Done already: changes nothing.
+    ///
+    /// # Errors
+    /// It is not ready in time; what `warren install` said about it.
+    pub fn install_warren(&self) -> Result<()> {
+        let told = self.warren(&["install", "--image", &self.image()?])?;
+        ensure!(
+            told.code == Some(0),
+            "warren install: {:?}\n{}{}",
+            told.code,
+            told.stdout,
+            told.stderr
+        );
         self.warren_ready()
     }
 
@@ -81,15 +129,4 @@ impl Cluster {
         let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
     }
-}
-
-/// The rendered manifests, with the image of this run.
-fn manifests(name: &str) -> Result<String> {
-    let root = std::env::var("WARREN_ROOT").context("WARREN_ROOT is not set")?;
-    let file = PathBuf::from(root).join(format!("deploy/manifests/{name}.yaml"));
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let tag = std::env::var("WARREN_IMAGE_TAG").context("WARREN_IMAGE_TAG is not set")?;
-    let version = env!("CARGO_PKG_VERSION");
-    let from = format!("image: warren.mesh/warren:{version}");
-    Ok(text.replace(&from, &format!("image: warren.mesh/warren:{tag}")))
 }
