@@ -114,27 +114,59 @@ fn node_address(node: &str) -> Result<String> {
 /// A pod with one kind of probe, in a namespace that is STRICT: ready, and still ready and not restarted later.
 fn probed(stem: &str, probe: &str) -> Result<()> {
     let (namespace, nodes) = strict(meshed(), stem)?;
-    let lines = format!(
-        "readinessProbe: {{{probe}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 1}}, \
-         livenessProbe: {{{probe}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}}"
-    );
+    let lines = both_probes(probe);
     let shape = PodShape {
         container: &lines,
         ..on(&nodes[1])
     };
     namespace.server("probed", &shape)?;
-    namespace.ready(&["probed"])?;
-    namespace.captured("probed", true)?;
+    stays_ready(&namespace, "probed")
+}
+
+/// Ready in a namespace that is STRICT, and still ready and not restarted later.
+fn stays_ready(namespace: &Namespace<'_>, pod: &str) -> Result<()> {
+    namespace.ready(&[pod])?;
+    namespace.captured(pod, true)?;
     // What is watched for is that nothing happens, for several periods of both probes.
     thread::sleep(Duration::from_secs(6));
-    namespace.ready(&["probed"])?;
+    namespace.ready(&[pod])?;
     ensure!(
-        namespace.restarts("probed")? == "0",
+        namespace.restarts(pod)? == "0",
         "a probe failed and the container was started again"
     );
     let failed = namespace.kubectl(&["get", "events", "--field-selector", "reason=Unhealthy", "-o", "name"])?;
     ensure!(failed.is_empty(), "{failed}");
     Ok(())
+}
+
+fn both_probes(probe: &str) -> String {
+    format!(
+        "readinessProbe: {{{probe}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 1}}, \
+         livenessProbe: {{{probe}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 2}}"
+    )
+}
+
+/// etcd answers the gRPC health protocol on its clients' port.
+#[test]
+fn grpc_probes_pass_under_strict() -> Result<()> {
+    let Ok(programs) = std::env::var("WARREN_ETCD_FOLDER") else {
+        eprintln!("SKIPPED: WARREN_ETCD_FOLDER does not say where the nodes have etcd, the server of this test");
+        return Ok(());
+    };
+    let (namespace, nodes) = strict(meshed(), "grpc")?;
+    let container = format!(
+        "volumeMounts: [{{name: programs, mountPath: /programs, readOnly: true}}], {}",
+        both_probes("grpc: {port: 2379}, initialDelaySeconds: 3")
+    );
+    let shape = PodShape {
+        spec: &format!("volumes: [{{name: programs, hostPath: {{path: {programs}}}}}]"),
+        container: &container,
+        ..on(&nodes[1])
+    };
+    let serve = "exec /programs/etcd --data-dir /tmp/etcd --listen-peer-urls http://127.0.0.1:2380 \
+                 --listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://127.0.0.1:2379";
+    namespace.pod("probed", serve, &shape)?;
+    stays_ready(&namespace, "probed")
 }
 
 #[test]
