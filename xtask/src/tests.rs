@@ -20,6 +20,13 @@ enum Level {
     Cluster,
 }
 
+/// The tests that are run by KUBECONFIG as well.
+const BY_KUBECONFIG: [&str; 3] = [
+    "traffic_between_nodes_is_hbone",
+    "a_service_is_reached_by_name",
+    "a_client_of_the_mesh_is_answered_under_strict",
+];
+
 const LEVELS: [Level; 4] = [Level::Pure, Level::Kernel, Level::Net, Level::Cluster];
 
 impl fmt::Display for Level {
@@ -194,6 +201,9 @@ fn run_level(level: Level, choice: Choice, for_runner: &[String]) -> Result<Tota
     }
     command.args(for_runner);
     let mut totals = follow(&mut command)?;
+    if let (Some(cluster), true) = (&cluster, for_runner.is_empty()) {
+        totals.add(by_kubeconfig(cluster)?);
+    }
     if level == Level::Net && !run::is_root() {
         // Without root, some unit tests of level pure have only said that they were skipped.
         run::say("the unit tests of userspace once more, as root");
@@ -213,6 +223,21 @@ fn run_level(level: Level, choice: Choice, for_runner: &[String]) -> Result<Tota
         ]))?);
     }
     Ok(totals)
+}
+
+/// A few tests once more, on the same cluster taken for somebody else's.
+fn by_kubeconfig(cluster: &Cluster) -> Result<Totals> {
+    if !run::is_root() {
+        run::print("SKIPPED: the same cluster by KUBECONFIG, for want of root: cargo would run by sudo\n");
+        return Ok(Totals::default());
+    }
+    match cluster.by_kubeconfig(&BY_KUBECONFIG)? {
+        Some(mut command) => {
+            run::say("the same cluster, by KUBECONFIG alone");
+            follow(&mut command)
+        }
+        None => Ok(Totals::default()),
+    }
 }
 
 /// The arguments that make cargo start test binaries by sudo, and by what else they need: they are built by the person,
