@@ -14,7 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 /// Unsent bytes that the kernel keeps on the wire: enough that the link never runs dry, little enough that a small
 /// message does not wait behind megabytes of a bulk tunnel.
-const NOT_SENT_LOW_WATER: u32 = 256 << 10;
+const NOT_SENT_LOW_WATER: u32 = 1 << 20;
 
 /// Why two daemons do not speak HBONE with each other.
 #[derive(Debug, thiserror::Error)]

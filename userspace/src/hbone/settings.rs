@@ -36,8 +36,6 @@ pub struct HboneSettings {
     pub connection_window: u32,
     /// The largest DATA frame that we accept, in bytes.
     pub max_frame_size: u32,
-    /// The largest DATA frame that we send, in bytes: what a small message waits for behind each bulk tunnel.
-    pub chunk: usize,
     /// Unsent bytes that HTTP/2 keeps for one tunnel.
     pub send_buffer: usize,
     /// Header list that a server accepts, in bytes.
@@ -64,7 +62,6 @@ impl Default for HboneSettings {
             stream_window: 1 << 20,
             connection_window: (1 << 31) - 1,
             max_frame_size: 256 << 10,
-            chunk: 128 << 10,
             send_buffer: 512 << 10,
             server_header_list: 64 << 10,
             client_header_list: 16 << 10,

@@ -20,8 +20,9 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Bytes that are read at once.
-const CHUNK: usize = 128 << 10;
+/// Bytes that are read at once, and so the largest DATA frame that we send: what a small message waits for behind each bulk
+/// tunnel. Half of it costs a tenth more CPU per byte.
+const CHUNK: usize = 256 << 10;
 /// A read of at least this much is followed by one straight into a buffer of its own; smaller ones go through the
 /// thread's buffer and are copied, so that a small message does not hold a large allocation.
 const BULK: usize = 16 << 10;
