@@ -340,7 +340,7 @@ fn admin_state(
     context: &Arc<ProxyContext>,
 ) -> AdminState {
     let (kernel, certs, pods, context) = (Arc::clone(kernel), certs.clone(), Arc::clone(pods), Arc::clone(context));
-    let problems = published.problems.clone();
+    let (problems, journal) = (published.problems.clone(), published.journal.clone());
     AdminState::new(
         config.node_name.as_str().into(),
         config.mesh.cluster_domain.as_str().into(),
@@ -351,6 +351,7 @@ fn admin_state(
     .kernel_counters(move || views::kernel_counters(&kernel.counters().unwrap_or_default()))
     .problems(move || views::problems(&problems.borrow()))
     .connections(move || views::connections(&context.connections.list()))
+    .publications(move || views::publications(&journal.latest()))
 }
 
 /// The sockets of the daemon's own servers, open and not yet served.

@@ -5,7 +5,9 @@ use crate::{
     mesh::MeshSnapshot,
     telemetry::{
         Metrics,
-        dump::{self, ApiServer, CapturedPod, Certificate, Connection, Dump, KernelCounter, Problem, Section},
+        dump::{
+            self, ApiServer, CapturedPod, Certificate, Connection, Dump, KernelCounter, Problem, Publication, Section,
+        },
         logging::{LogHandle, LoggingError},
     },
 };
@@ -28,6 +30,7 @@ pub struct AdminState {
     kernel_counters: Source<KernelCounter>,
     problems: Source<Problem>,
     connections: Source<Connection>,
+    publications: Source<Publication>,
     api_server: Box<dyn Fn() -> Option<ApiServer> + Send + Sync>,
 }
 
@@ -47,6 +50,7 @@ impl AdminState {
             kernel_counters: empty(),
             problems: empty(),
             connections: empty(),
+            publications: empty(),
             api_server: Box::new(|| None),
         }
     }
@@ -76,6 +80,11 @@ impl AdminState {
         self
     }
 
+    pub fn publications(mut self, read: impl Fn() -> Vec<Publication> + Send + Sync + 'static) -> Self {
+        self.publications = Box::new(read);
+        self
+    }
+
     pub fn api_server(mut self, read: impl Fn() -> Option<ApiServer> + Send + Sync + 'static) -> Self {
         self.api_server = Box::new(read);
         self
@@ -102,6 +111,7 @@ impl AdminState {
                 Section::KernelCounters => dump.kernel_counters = (self.kernel_counters)(),
                 Section::Problems => dump.problems = (self.problems)(),
                 Section::Connections => dump.connections = (self.connections)(),
+                Section::Publications => dump.publications = (self.publications)(),
             }
         }
         dump

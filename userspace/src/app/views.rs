@@ -6,11 +6,11 @@ use crate::{
         store::{CertificateKind, CertificateStatus},
     },
     kernel::Reason,
-    kubernetes::Problem,
+    kubernetes::{Problem, journal::Publication},
     proxy::Open,
     telemetry::{Reporter, dump},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::UNIX_EPOCH};
 
 pub(super) fn certificates(list: &[CertificateSummary]) -> Vec<dump::Certificate> {
     let lines = list.iter().map(|certificate| dump::Certificate {
@@ -68,6 +68,21 @@ pub(super) fn connections(list: &[Arc<Open>]) -> Vec<dump::Connection> {
             remote,
             remote_target: facts.service.as_ref().map(ToString::to_string),
             protocol: if open.hbone_target.is_some() { "HBONE" } else { "TCP" }.to_owned(),
+        }
+    });
+    lines.collect()
+}
+
+pub(super) fn publications(list: &[Publication]) -> Vec<dump::Publication> {
+    let lines = list.iter().map(|publication| {
+        let since_epoch = publication.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let reach = publication.reach.iter();
+        dump::Publication {
+            snapshot: publication.snapshot,
+            published_at: u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX),
+            reach: reach
+                .map(|(kind, version)| (kind.word().to_owned(), *version))
+                .collect(),
         }
     });
     lines.collect()

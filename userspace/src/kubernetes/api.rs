@@ -82,7 +82,9 @@ impl Desired {
 
     fn publish(&mut self) {
         if self.told.everything() {
-            self.publisher.publish(&mut self.index, |_| None, iter::empty(), false);
+            let reach = self.told.reach();
+            self.publisher
+                .publish(&mut self.index, |_| None, iter::empty(), false, Some(reach));
         }
     }
 }

@@ -83,6 +83,7 @@ impl State {
             |object| self.directory.origin(object),
             self.directory.problems(),
             outcome.problems_changed,
+            None,
         );
         outcome.look_again
     }

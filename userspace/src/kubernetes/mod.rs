@@ -10,6 +10,7 @@ pub mod contact;
 pub mod enrolment;
 mod field;
 pub mod index;
+pub mod journal;
 pub mod manifests;
 pub mod objects;
 mod policies;

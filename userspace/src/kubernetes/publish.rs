@@ -2,6 +2,7 @@
 
 use super::{
     index::Index,
+    journal::{Journal, Publication, Reach},
     objects::ObjectRef,
     problem::{Origin, Problem},
 };
@@ -9,6 +10,7 @@ use crate::mesh::MeshSnapshot;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::SystemTime,
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -21,6 +23,8 @@ pub struct Published {
     pub problems: watch::Receiver<Arc<[Problem]>>,
     /// Every namespace, and whether its label says that its pods are in the mesh.
     pub namespaces: watch::Receiver<Arc<BTreeMap<Arc<str>, bool>>>,
+    /// Of a source whose objects have versions.
+    pub journal: Journal,
 }
 
 /// The sending side.
@@ -29,6 +33,7 @@ pub(super) struct Publisher {
     snapshot: watch::Sender<Arc<MeshSnapshot>>,
     problems: watch::Sender<Arc<[Problem]>>,
     namespaces: watch::Sender<Arc<BTreeMap<Arc<str>, bool>>>,
+    journal: Journal,
 }
 
 impl Publisher {
@@ -36,27 +41,32 @@ impl Publisher {
         let (snapshot, snapshots) = watch::channel(Arc::default());
         let (problems, all_problems) = watch::channel(Arc::default());
         let (namespaces, all_namespaces) = watch::channel(Arc::default());
+        let journal = Journal::default();
         (
             Self {
                 snapshot,
                 problems,
                 namespaces,
+                journal: journal.clone(),
             },
             Published {
                 snapshot: snapshots,
                 problems: all_problems,
                 namespaces: all_namespaces,
+                journal,
             },
         )
     }
 
-    /// Publishes what changed. `origin` knows where an object's text lies; `others` are flaws of no object.
+    /// Publishes what changed. `origin` knows where an object's text lies; `others` are flaws of no object; `reach` is what
+    /// the journal is told of a new snapshot.
     pub(super) fn publish<'p>(
         &self,
         index: &mut Index,
         origin: impl Fn(&ObjectRef) -> Option<Origin>,
         others: impl Iterator<Item = &'p Problem>,
         others_changed: bool,
+        reach: Option<&Reach>,
     ) {
         if index.findings_changed() || others_changed {
             let of_objects = index.findings().map(|(object, finding)| Problem {
@@ -70,7 +80,15 @@ impl Publisher {
             self.namespaces.send_replace(namespaces);
         }
         if let Some(snapshot) = index.publish() {
+            let number = snapshot.version;
             self.snapshot.send_replace(snapshot);
+            if let Some(reach) = reach {
+                self.journal.note(Publication {
+                    snapshot: number,
+                    at: SystemTime::now(),
+                    reach: reach.clone(),
+                });
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use crate::mesh::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::SystemTime,
 };
@@ -37,6 +38,9 @@ pub struct Dump {
     pub problems: Vec<Problem>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<Connection>,
+    /// The latest snapshots, from the oldest to the newest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub publications: Vec<Publication>,
 }
 
 /// A part of the dump that can be asked for alone.
@@ -50,6 +54,7 @@ pub enum Section {
     KernelCounters,
     Problems,
     Connections,
+    Publications,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,8 +198,19 @@ pub struct Connection {
     pub protocol: String,
 }
 
+/// How far a snapshot reaches into the changes of the API server's objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Publication {
+    pub snapshot: u64,
+    /// Unix time in microseconds.
+    pub published_at: u64,
+    /// By kind the newest `metadata.resourceVersion` that it takes into account.
+    pub reach: BTreeMap<String, u64>,
+}
+
 impl Section {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Workloads,
         Self::Services,
         Self::Policies,
@@ -203,6 +219,7 @@ impl Section {
         Self::KernelCounters,
         Self::Problems,
         Self::Connections,
+        Self::Publications,
     ];
 
     /// The key in the JSON, and the word in `/config_dump?section=`.
@@ -216,6 +233,7 @@ impl Section {
             Self::KernelCounters => "kernelCounters",
             Self::Problems => "problems",
             Self::Connections => "connections",
+            Self::Publications => "publications",
         }
     }
 }
@@ -382,6 +400,11 @@ mod tests {
                 remote: "10.0.0.2:80".parse().unwrap(),
                 remote_target: None,
                 protocol: "HBONE".into(),
+            }],
+            publications: vec![Publication {
+                snapshot: 7,
+                published_at: 1,
+                reach: BTreeMap::new(),
             }],
             ..Dump::default()
         };

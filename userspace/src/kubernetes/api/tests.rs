@@ -169,3 +169,17 @@ fn an_object_without_a_name_is_left_out_and_harms_nobody() {
     );
     assert_eq!(cluster.pods(), ["a"]);
 }
+
+#[test]
+fn how_far_a_kinds_changes_are_known_never_goes_back() {
+    let mut cluster = Cluster::new();
+    let pod = |version: &str| json!({"metadata": {"name": "web", "namespace": "shop", "resourceVersion": version}});
+    cluster.tell(Kind::Pod, ["9", "10", "7"].map(|version| News::Is(pod(version))));
+    assert_eq!(cluster.told.reach()[&Kind::Pod], 10);
+    cluster.tell(
+        Kind::Pod,
+        [News::IsGone(pod("12")), News::Is(json!({"metadata": {"name": "a"}}))],
+    );
+    assert_eq!(cluster.told.reach()[&Kind::Pod], 12);
+    assert_eq!(cluster.told.reach().get(&Kind::Service), None);
+}

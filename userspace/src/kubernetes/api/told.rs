@@ -1,9 +1,10 @@
 //! What the API server has told so far, kind by kind. Pure: it turns news into calls of the index, remembers which objects a
-//! list held, and deletes those that the next list no longer holds.
+//! list held, and deletes those that the next list no longer holds. Knows how far into each kind's changes that goes.
 
 use super::watching::News;
 use crate::kubernetes::{
     index::Index,
+    journal::Reach,
     objects::{Kind, ObjectRef},
 };
 use serde_json::Value;
@@ -15,7 +16,10 @@ use tracing::warn;
 
 /// Per kind of [`super::kinds::all`], what is known.
 #[derive(Debug)]
-pub(super) struct Told(BTreeMap<Kind, OfKind>);
+pub(super) struct Told {
+    kinds: BTreeMap<Kind, OfKind>,
+    reach: Reach,
+}
 
 #[derive(Debug, Default)]
 struct OfKind {
@@ -29,18 +33,30 @@ struct OfKind {
 impl Default for Told {
     fn default() -> Self {
         let kinds = super::kinds::all().into_iter();
-        Self(kinds.map(|place| (place.kind, OfKind::default())).collect())
+        Self {
+            kinds: kinds.map(|place| (place.kind, OfKind::default())).collect(),
+            reach: Reach::new(),
+        }
     }
 }
 
 impl Told {
     /// True once every kind has been listed, or is known not to exist.
     pub(super) fn everything(&self) -> bool {
-        self.0.values().all(|kind| kind.complete)
+        self.kinds.values().all(|kind| kind.complete)
+    }
+
+    /// The newest version of each kind that was told.
+    pub(super) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     pub(super) fn take(&mut self, kind: Kind, news: News, index: &mut Index) {
-        let known = self.0.entry(kind).or_default();
+        if let News::Is(value) | News::IsGone(value) = &news {
+            let version = self.reach.entry(kind).or_default();
+            *version = version_of(value).unwrap_or_default().max(*version);
+        }
+        let known = self.kinds.entry(kind).or_default();
         match news {
             News::ListBegins => known.list += 1,
             News::Is(value) => known.apply(kind, &value, index),
@@ -84,6 +100,10 @@ impl OfKind {
             !goes
         });
     }
+}
+
+fn version_of(value: &Value) -> Option<u64> {
+    value["metadata"]["resourceVersion"].as_str()?.parse().ok()
 }
 
 fn key(object: &ObjectRef) -> (Arc<str>, Arc<str>) {
