@@ -67,6 +67,7 @@ impl Daemon {
         self.snapshots.send_modify(|snapshot| {
             let mut next = MeshSnapshot::clone(snapshot);
             next.version += 1;
+            next.node = Some("node-a".into());
             next.ranges = ranges().into_iter().collect();
             change(&mut next);
             *snapshot = Arc::new(next);
@@ -84,7 +85,7 @@ impl Daemon {
                 for address in &pod.addresses {
                     snapshot.by_address.insert(*address, pod.uid.clone());
                 }
-                snapshot.workloads.insert(pod.uid.clone(), Arc::new(pod));
+                snapshot.set_workload(Arc::new(pod));
             }
         });
     }

@@ -260,8 +260,7 @@ impl Pods {
 
 /// The pods of the mesh that this node should capture.
 fn own<'s>(snapshot: &'s MeshSnapshot, node: &str, are_found: bool) -> impl Iterator<Item = &'s Arc<Workload>> {
-    let workloads = snapshot.workloads.values();
-    workloads.filter(move |workload| {
+    snapshot.own.values().filter(move |workload| {
         workload.enrolled
             && !workload.host_network
             && (are_found || workload.netns.is_some())
@@ -273,4 +272,20 @@ fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -> BTreeSet<
     own(snapshot, node, are_found)
         .map(|workload| workload.identity.clone())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mesh::{fixtures, map::visited};
+
+    #[test]
+    fn which_identities_a_node_needs_costs_what_its_own_pods_do() {
+        let costs = [1_000, 20_000].map(|pods| {
+            let mesh = fixtures::large(pods);
+            visited(|| assert_eq!(identities(&mesh, "node-0", true).len(), 10))
+        });
+        assert!(costs[0] < 50, "{costs:?}");
+        assert_eq!(costs[0], costs[1], "it grows with the mesh");
+    }
 }

@@ -17,6 +17,8 @@ pub trait KernelSide: Send + Sync {
     fn upsert_workload(&self, address: IpAddr, entry: WorkloadEntry) -> Result<(), MapError>;
     fn remove_workload(&self, address: IpAddr) -> Result<(), MapError>;
     fn sync_services(&self, wanted: &HashMap<(IpAddr, u16), ServiceEntry>) -> Result<Changes, MapError>;
+    fn upsert_service(&self, at: (IpAddr, u16), entry: ServiceEntry) -> Result<(), MapError>;
+    fn remove_service(&self, at: (IpAddr, u16)) -> Result<(), MapError>;
     fn sync_ranges(&self, wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods(&self) -> Vec<AdoptedPod>;
     fn unfinished_pods(&self) -> Vec<u32>;
@@ -48,6 +50,8 @@ delegate! {
     fn upsert_workload(address: IpAddr, entry: WorkloadEntry) -> Result<(), MapError>;
     fn remove_workload(address: IpAddr) -> Result<(), MapError>;
     fn sync_services(wanted: &HashMap<(IpAddr, u16), ServiceEntry>) -> Result<Changes, MapError>;
+    fn upsert_service(at: (IpAddr, u16), entry: ServiceEntry) -> Result<(), MapError>;
+    fn remove_service(at: (IpAddr, u16)) -> Result<(), MapError>;
     fn sync_ranges(wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods() -> Vec<AdoptedPod>;
     fn unfinished_pods() -> Vec<u32>;

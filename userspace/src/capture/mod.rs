@@ -3,6 +3,8 @@
 //! reads the events does.
 
 mod adopt;
+#[cfg(test)]
+mod cost;
 mod entries;
 mod finder;
 mod jobs;
@@ -12,6 +14,7 @@ mod plan;
 mod pod;
 mod reconcile;
 mod runtime;
+mod services;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -140,19 +140,18 @@ fn snapshot_has(snapshot: &MeshSnapshot, workload: &WorkloadUid) -> bool {
 
 /// The pods of this node that should be captured and can be found.
 pub(super) fn wanted(snapshot: &MeshSnapshot, scope: Scope<'_>) -> BTreeMap<WorkloadUid, Wanted> {
-    let workloads = snapshot.workloads.values();
-    workloads
-        .filter_map(|workload| {
-            let wanted = Wanted {
-                workload: workload.uid.clone(),
-                place: place(workload, scope)?,
-                runtime_class: workload.runtime_class.clone(),
-                addresses: workload.addresses.clone(),
-                policy: pod_policy(snapshot, workload),
-            };
-            Some((workload.uid.clone(), wanted))
-        })
-        .collect()
+    let own = snapshot.own.values();
+    own.filter_map(|workload| {
+        let wanted = Wanted {
+            workload: workload.uid.clone(),
+            place: place(workload, scope)?,
+            runtime_class: workload.runtime_class.clone(),
+            addresses: workload.addresses.clone(),
+            policy: pod_policy(snapshot, workload),
+        };
+        Some((workload.uid.clone(), wanted))
+    })
+    .collect()
 }
 
 /// Where a pod that should be captured is found; `None` for one that should not.
@@ -243,9 +242,12 @@ mod tests {
     }
 
     fn snapshot(pods: impl IntoIterator<Item = Workload>) -> MeshSnapshot {
-        let mut snapshot = MeshSnapshot::default();
+        let mut snapshot = MeshSnapshot {
+            node: Some("node-a".into()),
+            ..MeshSnapshot::default()
+        };
         for pod in pods {
-            snapshot.workloads.insert(pod.uid.clone(), Arc::new(pod));
+            snapshot.set_workload(Arc::new(pod));
         }
         snapshot
     }

@@ -1,17 +1,14 @@
 //! What the kernel is told about the whole cluster: pods by address, services by VIP and port, ranges. The differences
 //! between two snapshots are computed purely, and written in one place.
 
-use super::kernel_side::KernelSide;
-use crate::{
-    kernel::{MapError, ServiceEntry, WorkloadEntry},
-    mesh::{
-        MeshSnapshot, WorkloadUid,
-        service::{Endpoint, Service},
-        workload::Protocol,
-    },
+use super::{
+    kernel_side::KernelSide,
+    services::{self, Dependents},
 };
-use imbl::ordmap::DiffItem;
-use ipnet::IpNet;
+use crate::{
+    kernel::{MapError, WorkloadEntry},
+    mesh::{MeshSnapshot, workload::Protocol},
+};
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
@@ -23,16 +20,12 @@ const FEW: usize = 1_024;
 
 /// What the kernel was told last.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    snapshot: Option<Arc<MeshSnapshot>>,
-    services: HashMap<(IpAddr, u16), ServiceEntry>,
-    ranges: BTreeSet<IpNet>,
-}
+pub(super) struct Told(Option<(Arc<MeshSnapshot>, Dependents)>);
 
 impl Told {
     /// True if the kernel was told exactly this.
     pub(super) fn is(&self, snapshot: &Arc<MeshSnapshot>) -> bool {
-        self.snapshot.as_ref().is_some_and(|told| Arc::ptr_eq(told, snapshot))
+        self.0.as_ref().is_some_and(|(told, _)| Arc::ptr_eq(told, snapshot))
     }
 
     /// Tells the kernel what changed since. Blocks for its system calls. Ranges come first: what they cover is steered
@@ -41,43 +34,53 @@ impl Told {
     /// # Errors
     /// A map is full or unusable. The next call starts from scratch.
     pub(super) fn tell(&mut self, kernel: &dyn KernelSide, snapshot: &Arc<MeshSnapshot>) -> Result<(), MapError> {
-        let before = self.snapshot.take();
-        let is_first = before.is_none();
-
-        let ranges: BTreeSet<_> = snapshot.ranges.iter().copied().collect();
-        if is_first || ranges != self.ranges {
-            kernel.sync_ranges(&ranges)?;
-            self.ranges = ranges;
-        }
-
-        let changes = before.as_deref().map(|before| workload_changes(before, snapshot));
-        match changes {
-            Some(changes) if changes.len() <= FEW => {
-                for (address, entry) in changes {
-                    match entry {
-                        Some(entry) => kernel.upsert_workload(address, entry)?,
-                        None => kernel.remove_workload(address)?,
-                    }
-                }
-            }
-            None | Some(_) => {
-                kernel.sync_workloads(&all_workloads(snapshot))?;
-            }
-        }
-
-        let may_differ = before.as_deref().is_none_or(|before| {
-            !before.services.ptr_eq(&snapshot.services) || !before.workloads.ptr_eq(&snapshot.workloads)
-        });
-        if may_differ {
-            let services = services(snapshot);
-            if is_first || services != self.services {
-                kernel.sync_services(&services)?;
-                self.services = services;
-            }
-        }
-        self.snapshot = Some(Arc::clone(snapshot));
+        let dependents = match self.0.take() {
+            Some((before, dependents)) => tell_changes(kernel, &before, snapshot, dependents)?,
+            None => tell_all(kernel, snapshot)?,
+        };
+        self.0 = Some((Arc::clone(snapshot), dependents));
         Ok(())
     }
+}
+
+fn tell_all(kernel: &dyn KernelSide, snapshot: &MeshSnapshot) -> Result<Dependents, MapError> {
+    kernel.sync_ranges(&snapshot.ranges.iter().copied().collect())?;
+    kernel.sync_workloads(&all_workloads(snapshot))?;
+    kernel.sync_services(&services::all(snapshot))?;
+    Ok(Dependents::of(snapshot))
+}
+
+fn tell_changes(
+    kernel: &dyn KernelSide,
+    before: &MeshSnapshot,
+    after: &MeshSnapshot,
+    mut dependents: Dependents,
+) -> Result<Dependents, MapError> {
+    if !Arc::ptr_eq(&before.ranges, &after.ranges) {
+        kernel.sync_ranges(&after.ranges.iter().copied().collect())?;
+    }
+    let changes = workload_changes(before, after);
+    if changes.len() > FEW {
+        kernel.sync_workloads(&all_workloads(after))?;
+    } else {
+        for (address, entry) in changes {
+            match entry {
+                Some(entry) => kernel.upsert_workload(address, entry)?,
+                None => kernel.remove_workload(address)?,
+            }
+        }
+    }
+    // What goes makes room for what comes.
+    let (gone, there): (Vec<_>, Vec<_>) = services::changes(before, after, &mut dependents)
+        .into_iter()
+        .partition(|(_, entry)| entry.is_none());
+    for (at, entry) in gone.into_iter().chain(there) {
+        match entry {
+            Some(entry) => kernel.upsert_service(at, entry)?,
+            None => kernel.remove_service(at)?,
+        }
+    }
+    Ok(dependents)
 }
 
 /// What stands at an address; `None` if no pod does. A node's address is a pod's only in name, so it is outside.
@@ -100,22 +103,15 @@ fn all_workloads(snapshot: &MeshSnapshot) -> HashMap<IpAddr, WorkloadEntry> {
 /// Addresses whose entry may differ between the snapshots, with what it is in the later one. Visits only what changed.
 fn workload_changes(before: &MeshSnapshot, after: &MeshSnapshot) -> Vec<(IpAddr, Option<WorkloadEntry>)> {
     let mut touched = BTreeSet::new();
-    for difference in before.by_address.diff(&after.by_address) {
-        match difference {
-            DiffItem::Add(address, _) | DiffItem::Remove(address, _) => touched.insert(*address),
-            DiffItem::Update { old: (address, _), .. } => touched.insert(*address),
-        };
-    }
+    touched.extend(
+        before
+            .by_address
+            .diff(&after.by_address)
+            .map(|difference| *difference.key),
+    );
     for difference in before.workloads.diff(&after.workloads) {
-        match difference {
-            DiffItem::Add(_, workload) | DiffItem::Remove(_, workload) => touched.extend(&workload.addresses),
-            DiffItem::Update {
-                old: (_, old),
-                new: (_, new),
-            } => {
-                touched.extend(&old.addresses);
-                touched.extend(&new.addresses);
-            }
+        for workload in difference.old.into_iter().chain(difference.new) {
+            touched.extend(&workload.addresses);
         }
     }
     touched
@@ -125,50 +121,10 @@ fn workload_changes(before: &MeshSnapshot, after: &MeshSnapshot) -> Vec<(IpAddr,
         .collect()
 }
 
-fn services(snapshot: &MeshSnapshot) -> HashMap<(IpAddr, u16), ServiceEntry> {
-    let mut entries = HashMap::new();
-    for (vip, key) in &snapshot.by_vip {
-        let Some(service) = snapshot.services.get(key) else {
-            continue;
-        };
-        for port in &service.ports {
-            entries.insert((*vip, port.port), service_entry(snapshot, service, *vip, port.port));
-        }
-    }
-    entries
-}
-
-fn service_entry(snapshot: &MeshSnapshot, service: &Service, vip: IpAddr, port: u16) -> ServiceEntry {
-    let (mut is_ready, mut is_in_mesh) = (false, false);
-    for endpoint in service.endpoints.iter().filter(|endpoint| serves(endpoint, vip, port)) {
-        is_ready |= endpoint.ready || service.publish_not_ready;
-        is_in_mesh |= endpoint
-            .workload
-            .as_ref()
-            .is_some_and(|workload| speaks_hbone(snapshot, workload));
-    }
-    ServiceEntry::new(is_ready, is_in_mesh)
-}
-
-fn serves(endpoint: &Endpoint, vip: IpAddr, port: u16) -> bool {
-    endpoint.address.is_ipv4() == vip.is_ipv4() && endpoint.ports.iter().any(|(service_port, _)| *service_port == port)
-}
-
-fn speaks_hbone(snapshot: &MeshSnapshot, workload: &WorkloadUid) -> bool {
-    snapshot
-        .workloads
-        .get(workload)
-        .is_some_and(|workload| workload.protocol == Protocol::Hbone)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{
-        SpiffeId, Workload,
-        service::{Affinity, ServiceKey, ServicePort, TrafficDistribution},
-        workload::Locality,
-    };
+    use crate::mesh::{SpiffeId, Workload, WorkloadUid, workload::Locality};
 
     fn pod(name: &str, address: &str, protocol: Protocol) -> Workload {
         Workload {
@@ -194,47 +150,15 @@ mod tests {
         for address in &pod.addresses {
             snapshot.by_address.insert(*address, pod.uid.clone());
         }
-        snapshot.workloads.insert(pod.uid.clone(), Arc::new(pod));
+        snapshot.set_workload(Arc::new(pod));
         snapshot
     }
 
     fn without(mut snapshot: MeshSnapshot, name: &str) -> MeshSnapshot {
-        let pod = snapshot.workloads.remove(&WorkloadUid(name.into())).unwrap();
+        let pod = snapshot.remove_workload(&WorkloadUid(name.into())).unwrap();
         for address in &pod.addresses {
             snapshot.by_address.remove(address);
         }
-        snapshot
-    }
-
-    fn endpoint(pod: &str, address: &str, ready: bool) -> Endpoint {
-        Endpoint {
-            address: address.parse().unwrap(),
-            workload: Some(WorkloadUid(pod.into())),
-            node: None,
-            zone: None,
-            ready,
-            ports: vec![(80, 8080)],
-        }
-    }
-
-    fn with_service(mut snapshot: MeshSnapshot, vip: &str, endpoints: Vec<Endpoint>) -> MeshSnapshot {
-        let key = ServiceKey {
-            namespace: "shop".into(),
-            name: "web".into(),
-        };
-        let vip = vip.parse().unwrap();
-        snapshot.by_vip.insert(vip, key.clone());
-        let service = Service {
-            key: key.clone(),
-            vips: vec![vip],
-            ports: [80, 443].map(|port| ServicePort { name: None, port }).to_vec(),
-            endpoints,
-            affinity: Affinity::None,
-            distribution: TrafficDistribution::Any,
-            local_only: false,
-            publish_not_ready: false,
-        };
-        snapshot.services.insert(key, Arc::new(service));
         snapshot
     }
 
@@ -304,33 +228,5 @@ mod tests {
             all_workloads(&snapshot),
             HashMap::from([("192.0.2.1".parse().unwrap(), WorkloadEntry::OUTSIDE)])
         );
-    }
-
-    #[test]
-    fn a_service_is_what_its_endpoints_of_that_port_and_family_are() {
-        let pods = with(MeshSnapshot::default(), pod("in", "10.0.0.1", Protocol::Hbone));
-        let pods = with(pods, pod("out", "10.0.0.2", Protocol::Tcp));
-        let in_mesh = |ready| endpoint("in", "10.0.0.1", ready);
-        let outside = |ready| endpoint("out", "10.0.0.2", ready);
-        for (endpoints, ready, mesh) in [
-            (vec![], false, false),
-            (vec![in_mesh(false)], false, true),
-            (vec![in_mesh(true)], true, true),
-            (vec![outside(true)], true, false),
-            (vec![outside(true), in_mesh(false)], true, true),
-            (vec![endpoint("in", "fd00::1", true)], false, false),
-            (vec![endpoint("nobody", "10.0.0.7", true)], true, false),
-        ] {
-            let snapshot = with_service(pods.clone(), "10.96.0.1", endpoints);
-            let entries = services(&snapshot);
-            assert_eq!(
-                entries[&("10.96.0.1".parse().unwrap(), 80)],
-                ServiceEntry::new(ready, mesh)
-            );
-            assert_eq!(
-                entries[&("10.96.0.1".parse().unwrap(), 443)],
-                ServiceEntry::new(false, false)
-            );
-        }
     }
 }

@@ -35,7 +35,7 @@ const NODE: &str = "node-a";
 
 /// Records what was asked, in words, and fails where it is told to.
 #[derive(Default)]
-struct Recorder {
+pub(super) struct Recorder {
     calls: Mutex<Vec<String>>,
     numbers: Mutex<BTreeMap<u64, u32>>,
     adopted: Vec<AdoptedPod>,
@@ -66,7 +66,7 @@ impl Recorder {
         self.failing.lock().clear();
     }
 
-    fn called(&self, wanted: &str) -> usize {
+    pub(super) fn called(&self, wanted: &str) -> usize {
         self.calls.lock().iter().filter(|call| call.starts_with(wanted)).count()
     }
 
@@ -96,6 +96,12 @@ impl KernelSide for Recorder {
     fn sync_services(&self, wanted: &HashMap<(IpAddr, u16), ServiceEntry>) -> Result<Changes, MapError> {
         self.note("sync_services", wanted.len().to_string())
             .map(|()| Changes::default())
+    }
+    fn upsert_service(&self, (vip, port): (IpAddr, u16), _: ServiceEntry) -> Result<(), MapError> {
+        self.note("upsert_service", format!("{vip}:{port}"))
+    }
+    fn remove_service(&self, (vip, port): (IpAddr, u16)) -> Result<(), MapError> {
+        self.note("remove_service", format!("{vip}:{port}"))
     }
     fn sync_ranges(&self, wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError> {
         self.note("sync_ranges", wanted.len().to_string())
@@ -230,6 +236,7 @@ impl Running {
         self.snapshots.send_modify(|snapshot| {
             let mut next = MeshSnapshot::clone(snapshot);
             next.version += 1;
+            next.node = Some(NODE.into());
             change(&mut next);
             *snapshot = Arc::new(next);
         });
@@ -240,7 +247,7 @@ impl Running {
             for address in &pod.addresses {
                 snapshot.by_address.insert(*address, pod.uid.clone());
             }
-            snapshot.workloads.insert(pod.uid.clone(), Arc::new(pod));
+            snapshot.set_workload(Arc::new(pod));
         });
     }
 

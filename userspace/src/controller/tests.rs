@@ -58,15 +58,14 @@ fn workload(name: &str, node: &str) -> Arc<Workload> {
 }
 
 fn snapshot(pods: &[(&str, &str)], version: u64) -> Arc<MeshSnapshot> {
-    let workloads = pods
-        .iter()
-        .map(|(name, node)| (WorkloadUid((*name).into()), workload(name, node)))
-        .collect();
-    Arc::new(MeshSnapshot {
-        workloads,
+    let mut snapshot = MeshSnapshot {
         version,
         ..MeshSnapshot::default()
-    })
+    };
+    for (name, node) in pods {
+        snapshot.set_workload(workload(name, node));
+    }
+    Arc::new(snapshot)
 }
 
 /// A controller with `web` on node-a and `db` on node-b, and what its nodes need.

@@ -146,6 +146,16 @@ impl Kernel {
         self.cluster.lock().services.sync(&wanted, |_| true)
     }
 
+    pub fn upsert_service(&self, (vip, port): (IpAddr, u16), entry: ServiceEntry) -> Result<(), MapError> {
+        let key = ServiceKey::new(vip.into(), port);
+        self.cluster.lock().services.put(key, entry).map(drop)
+    }
+
+    pub fn remove_service(&self, (vip, port): (IpAddr, u16)) -> Result<(), MapError> {
+        let key = ServiceKey::new(vip.into(), port);
+        self.cluster.lock().services.take(&key).map(drop)
+    }
+
     /// The cluster's pod and service ranges.
     pub fn sync_ranges(&self, wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError> {
         let wanted = wanted.iter().map(|range| (prefix(range), Present::default())).collect();

@@ -1,6 +1,8 @@
 //! From objects to snapshots: one object applied or deleted is one patch, whose cost depends on what the object touches,
 //! not on how many pods there are. Pure: no clock, no file, no lock; owned by one task, which publishes.
 
+#[cfg(test)]
+mod cost;
 mod endpoints;
 mod pods;
 mod sandboxes;
@@ -48,7 +50,8 @@ pub struct IndexSettings {
     /// Pod and service ranges that no Node or ServiceCIDR names.
     pub extra_ranges: Vec<IpNet>,
     pub source: Source,
-    /// The node whose pods' network namespaces the directory source checks; `None` checks all.
+    /// The node whose pods the snapshot has a list of (`own`), and whose pods' network namespaces the directory source
+    /// checks; without one it checks all.
     pub node_name: Option<Arc<str>>,
 }
 
@@ -81,7 +84,8 @@ impl Index {
     pub fn new(settings: IndexSettings) -> Self {
         let snapshot = MeshSnapshot {
             root_namespace: Arc::clone(&settings.root_namespace),
-            ranges: IpNet::aggregate(&settings.extra_ranges),
+            ranges: IpNet::aggregate(&settings.extra_ranges).into(),
+            node: settings.node_name.clone(),
             ..MeshSnapshot::default()
         };
         Self {
@@ -355,8 +359,8 @@ impl Index {
             .copied()
             .collect();
         let ranges = IpNet::aggregate(&all);
-        if ranges != self.snapshot.ranges {
-            self.snapshot.ranges = ranges;
+        if *ranges != *self.snapshot.ranges {
+            self.snapshot.ranges = ranges.into();
             self.changed = true;
         }
     }

@@ -1,4 +1,4 @@
-//! Workloads and services for the tests of this folder.
+//! Workloads, services and whole meshes for tests.
 
 use super::{
     MeshSnapshot, SpiffeId, TrustDomain, Workload, WorkloadUid,
@@ -65,16 +65,22 @@ pub(crate) fn endpoint(address: &str) -> Endpoint {
 }
 
 pub(crate) fn snapshot(workloads: Vec<Workload>, services: Vec<Service>) -> MeshSnapshot {
-    let mut snapshot = MeshSnapshot {
+    let empty = MeshSnapshot {
         root_namespace: "istio-system".into(),
-        ranges: vec!["10.244.0.0/16".parse().unwrap(), "10.96.0.0/12".parse().unwrap()],
+        ranges: ["10.244.0.0/16", "10.96.0.0/12"]
+            .map(|range| range.parse().unwrap())
+            .into(),
         ..MeshSnapshot::default()
     };
+    filled(empty, workloads, services)
+}
+
+fn filled(mut snapshot: MeshSnapshot, workloads: Vec<Workload>, services: Vec<Service>) -> MeshSnapshot {
     for workload in workloads {
         for address in &workload.addresses {
             snapshot.by_address.insert(*address, workload.uid.clone());
         }
-        snapshot.workloads.insert(workload.uid.clone(), Arc::new(workload));
+        snapshot.set_workload(Arc::new(workload));
     }
     for service in services {
         for vip in &service.vips {
@@ -83,4 +89,41 @@ pub(crate) fn snapshot(workloads: Vec<Workload>, services: Vec<Service>) -> Mesh
         snapshot.services.insert(service.key.clone(), Arc::new(service));
     }
     snapshot
+}
+
+/// `pods` of them on nodes of ten, the first of which is `node-0`; ten of them behind each service.
+pub(crate) fn large(pods: usize) -> MeshSnapshot {
+    let address = |first: u8, i: usize| IpAddr::from([first, (i >> 16) as u8, (i >> 8) as u8, i as u8]);
+    let workloads = (0..pods).map(|i| {
+        let mut pod = workload("shop", &format!("p{i}"), &address(10, i).to_string());
+        pod.locality.node = Some(format!("node-{}", i / 10).into());
+        pod
+    });
+    let services = (0..pods / 10).map(|i| {
+        let endpoints = (i * 10..i * 10 + 10).map(|i| Endpoint {
+            workload: Some(WorkloadUid(format!("uid-shop-p{i}").into())),
+            ..endpoint(&address(10, i).to_string())
+        });
+        service(&format!("s{i}"), &address(11, i).to_string(), endpoints.collect())
+    });
+    let empty = MeshSnapshot {
+        node: Some("node-0".into()),
+        version: 1,
+        ..snapshot(Vec::new(), Vec::new())
+    };
+    filled(empty, workloads.collect(), services.collect())
+}
+
+/// The mesh of [`large`] with one more or one fewer pod in the mesh.
+pub(crate) fn with_toggled(mesh: &MeshSnapshot, pod: usize) -> MeshSnapshot {
+    let mut next = mesh.clone();
+    let uid = WorkloadUid(format!("uid-shop-p{pod}").into());
+    let mut pod = Workload::clone(mesh.workloads.get(&uid).unwrap());
+    pod.protocol = match pod.protocol {
+        Protocol::Hbone => Protocol::Tcp,
+        Protocol::Tcp => Protocol::Hbone,
+    };
+    next.set_workload(Arc::new(pod));
+    next.version += 1;
+    next
 }

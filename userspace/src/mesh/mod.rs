@@ -4,6 +4,7 @@ pub mod balance;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod identity;
+pub mod map;
 pub mod policy;
 pub mod route;
 pub mod service;
@@ -11,5 +12,6 @@ pub mod snapshot;
 pub mod workload;
 
 pub use identity::{SpiffeId, TrustDomain};
+pub use map::SharedMap;
 pub use snapshot::MeshSnapshot;
 pub use workload::{Workload, WorkloadUid};

@@ -1,27 +1,31 @@
 //! One immutable picture of the mesh, built by the index and read by everyone. Cheap to clone and to patch: its maps
-//! share what did not change, and `OrdMap::diff` between two snapshots visits only what did.
+//! share what did not change, and `SharedMap::diff` between two snapshots visits only what did. Who reads every snapshot
+//! reads what changed, or `own`; a walk over all workloads is for those whom a person asked.
 
 use super::{
-    Workload, WorkloadUid,
+    SharedMap, Workload, WorkloadUid,
     policy::{Authorization, PeerAuth, Policies},
     service::{Service, ServiceKey},
 };
-use imbl::OrdMap;
 use ipnet::IpNet;
 use std::{net::IpAddr, sync::Arc};
 
 #[derive(Debug, Clone, Default)]
 pub struct MeshSnapshot {
     /// Every pod that runs and has an address, in the mesh or not.
-    pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    pub workloads: SharedMap<WorkloadUid, Arc<Workload>>,
+    /// Those of them that run on `node`.
+    pub own: SharedMap<WorkloadUid, Arc<Workload>>,
+    /// The node that this picture is for; `None` where it is for none.
+    pub node: Option<Arc<str>>,
     /// Who has an address. Pods on the host's network share the node's: one of them stands for all (`workload_at`).
-    pub by_address: OrdMap<IpAddr, WorkloadUid>,
-    pub services: OrdMap<ServiceKey, Arc<Service>>,
-    pub by_vip: OrdMap<IpAddr, ServiceKey>,
+    pub by_address: SharedMap<IpAddr, WorkloadUid>,
+    pub services: SharedMap<ServiceKey, Arc<Service>>,
+    pub by_vip: SharedMap<IpAddr, ServiceKey>,
     pub authorizations: Policies<Authorization>,
     pub peer_auths: Policies<PeerAuth>,
     /// The cluster's pod and service ranges, none inside another.
-    pub ranges: Vec<IpNet>,
+    pub ranges: Arc<[IpNet]>,
     /// Where mesh-wide policies live (`istio-system`).
     pub root_namespace: Arc<str>,
     /// Counts publications; two snapshots with the same number are the same.
@@ -29,6 +33,22 @@ pub struct MeshSnapshot {
 }
 
 impl MeshSnapshot {
+    /// Takes the place of the workload with its UID. Who has its addresses is another matter.
+    pub fn set_workload(&mut self, workload: Arc<Workload>) {
+        let uid = workload.uid.clone();
+        if self.node.is_some() && workload.locality.node == self.node {
+            self.own.insert(uid.clone(), Arc::clone(&workload));
+        } else {
+            self.own.remove(&uid);
+        }
+        self.workloads.insert(uid, workload);
+    }
+
+    pub fn remove_workload(&mut self, uid: &WorkloadUid) -> Option<Arc<Workload>> {
+        self.own.remove(uid);
+        self.workloads.remove(uid)
+    }
+
     /// The workload that alone has this address: never one on its host's network.
     pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads

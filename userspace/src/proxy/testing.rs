@@ -85,7 +85,7 @@ pub(super) async fn two_nodes_with(test: &str, settings: ProxySettings) -> Optio
     for (name, address) in [("client", CLIENT), ("server", SERVER)] {
         let workload = Arc::new(workload(name, address));
         mesh.by_address.insert(workload.addresses[0], workload.uid.clone());
-        mesh.workloads.insert(workload.uid.clone(), workload);
+        mesh.set_workload(workload);
     }
     let (snapshot, receiver) = watch::channel(Arc::new(mesh));
     let authority = Authority::new();

@@ -418,7 +418,7 @@ async fn an_unknown_address_of_the_cluster_waits_for_a_snapshot_that_knows_it() 
     let known = Arc::clone(&nodes.snapshot.borrow());
     let address: std::net::IpAddr = SERVER.parse().unwrap();
     nodes.publish(|mesh| {
-        mesh.ranges = vec!["10.9.0.0/24".parse().unwrap()];
+        mesh.ranges = ["10.9.0.0/24".parse().unwrap()].into();
         mesh.by_address.remove(&address);
     });
     let client = nodes.dial(7001).await.unwrap();
@@ -436,7 +436,7 @@ async fn an_unknown_address_of_the_cluster_waits_for_a_snapshot_that_knows_it() 
     );
     drop(client);
     nodes.publish(|mesh| {
-        mesh.ranges = vec!["10.9.0.0/24".parse().unwrap()];
+        mesh.ranges = ["10.9.0.0/24".parse().unwrap()].into();
         mesh.by_address.remove(&address);
     });
     let mut client = nodes.dial(7001).await.unwrap();

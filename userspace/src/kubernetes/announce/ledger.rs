@@ -131,7 +131,7 @@ impl Ledger {
     /// What the cluster says by now.
     pub(super) fn observe(&mut self, snapshot: &MeshSnapshot, node: &str) {
         let own = snapshot
-            .workloads
+            .own
             .values()
             .filter(|workload| workload.locality.node.as_deref() == Some(node) && !workload.host_network);
         let mut there = BTreeSet::new();
@@ -242,7 +242,7 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{Workload, fixtures};
+    use crate::mesh::{Workload, fixtures, map::visited};
 
     const NODE: &str = "n1";
 
@@ -256,7 +256,10 @@ mod tests {
         fn new(pods: &[(&str, bool)]) -> Self {
             let mut scene = Self {
                 ledger: Ledger::default(),
-                snapshot: MeshSnapshot::default(),
+                snapshot: MeshSnapshot {
+                    node: Some(NODE.into()),
+                    ..MeshSnapshot::default()
+                },
                 now: Instant::now(),
             };
             for (pod, is_annotated) in pods {
@@ -271,7 +274,7 @@ mod tests {
             workload.locality.node = Some(NODE.into());
             workload.host_network = false;
             workload.protocol = if is_annotated { Protocol::Hbone } else { Protocol::Tcp };
-            self.snapshot.workloads.insert(uid(pod), Arc::new(workload));
+            self.snapshot.set_workload(Arc::new(workload));
         }
 
         fn due(&mut self) -> Vec<Job> {
@@ -410,8 +413,21 @@ mod tests {
             .ledger
             .failed(uid("never-seen"), "no-process", false, String::new());
         assert_eq!(scene.said(), [""; 0]);
-        scene.snapshot.workloads.clear();
+        scene.snapshot.remove_workload(&uid("a"));
         assert_eq!(scene.said(), [""; 0]);
         assert!(scene.ledger.pods.is_empty() && scene.ledger.captured.is_empty());
+    }
+
+    #[test]
+    fn to_observe_a_snapshot_costs_what_the_own_nodes_pods_do() {
+        let costs = [1_000, 20_000].map(|pods| {
+            let mesh = fixtures::large(pods);
+            let mut ledger = Ledger::default();
+            let cost = visited(|| ledger.observe(&mesh, "node-0"));
+            assert_eq!(ledger.pods.len(), 10);
+            cost
+        });
+        assert!(costs[0] < 50, "{costs:?}");
+        assert_eq!(costs[0], costs[1], "it grows with the mesh");
     }
 }

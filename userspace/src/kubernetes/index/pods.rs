@@ -130,7 +130,7 @@ impl Index {
 
     fn forget(&mut self, name: &Name, old: &Entry) {
         self.pods.uids.remove(&old.uid);
-        self.changed |= self.snapshot.workloads.remove(&old.uid).is_some();
+        self.changed |= self.snapshot.remove_workload(&old.uid).is_some();
         if remove(&mut self.pods.by_namespace, &name.0, &name.1) {
             self.note_namespace(&name.0);
         }
@@ -191,11 +191,11 @@ impl Index {
         match workload.filter(|workload| !workload.addresses.is_empty()) {
             Some(workload) => {
                 if self.snapshot.workloads.get(&uid).is_none_or(|old| **old != workload) {
-                    self.snapshot.workloads.insert(uid, Arc::new(workload));
+                    self.snapshot.set_workload(Arc::new(workload));
                     self.changed = true;
                 }
             }
-            None => self.changed |= self.snapshot.workloads.remove(&uid).is_some(),
+            None => self.changed |= self.snapshot.remove_workload(&uid).is_some(),
         }
         self.note_derived(&pod_ref(name), findings);
     }
