@@ -63,7 +63,7 @@ impl Announcements {
 
     /// It should speak HBONE and does not: `reason` is one word, `message` for a person. `is_final`: no other attempt helps.
     pub fn failed(&self, pod: WorkloadUid, reason: &'static str, is_final: bool, message: String) {
-        self.note(|ledger| ledger.failed(pod, reason, is_final, message));
+        self.note(|ledger| ledger.failed(pod, reason, is_final, message, Instant::now()));
     }
 
     /// What an earlier daemon captured has been taken over: who is not captured now speaks no HBONE.

@@ -13,8 +13,9 @@ use tokio::{sync::oneshot, time::Instant};
 const ECHO: Duration = Duration::from_secs(10);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Attempts that fail before an Event says so, where another attempt may help: a sandbox takes a moment.
-const PATIENCE: u32 = 4;
+/// How long capture has to fail before an Event says so, where another attempt may help: a sandbox takes a moment, and so
+/// does a daemon that takes over from another.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Job {
@@ -79,7 +80,8 @@ struct Seen {
 struct Failure {
     reason: &'static str,
     message: String,
-    times: u32,
+    /// Since when there has been one failure after the other, for whatever reason.
+    since: Instant,
     /// No other attempt will help.
     is_final: bool,
     is_told: bool,
@@ -104,19 +106,23 @@ impl Ledger {
         }
     }
 
-    pub(super) fn failed(&mut self, pod: WorkloadUid, reason: &'static str, is_final: bool, message: String) {
+    pub(super) fn failed(
+        &mut self,
+        pod: WorkloadUid,
+        reason: &'static str,
+        is_final: bool,
+        message: String,
+        now: Instant,
+    ) {
         self.captured.remove(&pod);
         let entry = self.pods.entry(pod).or_default();
         match &mut entry.failure {
-            Some(failure) if failure.reason == reason => {
-                failure.message = message;
-                failure.times = failure.times.saturating_add(1);
-            }
+            Some(failure) if failure.reason == reason => failure.message = message,
             failure => {
                 *failure = Some(Failure {
                     reason,
                     message,
-                    times: 1,
+                    since: failure.as_ref().map_or(now, |before| before.since),
                     is_final,
                     is_told: false,
                 });
@@ -223,7 +229,7 @@ impl Pod {
             return Some(Work::Annotate(is_captured));
         }
         let failure = self.failure.as_ref().filter(|failure| !failure.is_told)?;
-        (failure.times >= PATIENCE || failure.is_final).then(|| Work::Tell {
+        (failure.is_final || failure.since + PATIENCE <= now).then(|| Work::Tell {
             reason: failure.reason,
             message: failure.message.clone(),
         })
@@ -275,6 +281,10 @@ mod tests {
             workload.host_network = false;
             workload.protocol = if is_annotated { Protocol::Hbone } else { Protocol::Tcp };
             self.snapshot.set_workload(Arc::new(workload));
+        }
+
+        fn fail(&mut self, pod: &str, reason: &'static str, is_final: bool) {
+            self.ledger.failed(uid(pod), reason, is_final, "why".into(), self.now);
         }
 
         fn due(&mut self) -> Vec<Job> {
@@ -384,24 +394,21 @@ mod tests {
     }
 
     #[test]
-    fn an_event_waits_for_a_few_attempts_unless_none_can_help() {
-        let mut scene = Scene::new(&[("slow", false), ("kata", false)]);
-        scene
-            .ledger
-            .failed(uid("kata"), "foreign-kernel", true, "its kernel is another".into());
-        for _ in 1..PATIENCE {
-            scene
-                .ledger
-                .failed(uid("slow"), "no-process", false, "no process".into());
-        }
+    fn an_event_waits_until_capture_has_failed_for_a_while_unless_no_attempt_can_help() {
+        let mut scene = Scene::new(&[("slow", false), ("kata", false), ("fast", false)]);
+        scene.fail("kata", "foreign-kernel", true);
+        scene.fail("slow", "no-process", false);
+        scene.fail("fast", "no-process", false);
         assert_eq!(scene.said(), ["kata: foreign-kernel"]);
-        scene
-            .ledger
-            .failed(uid("slow"), "no-process", false, "no process".into());
-        assert_eq!(scene.said(), ["slow: no-process"]);
-        scene
-            .ledger
-            .failed(uid("slow"), "no-process", false, "no process".into());
+        scene.now += PATIENCE - Duration::from_millis(1);
+        scene.fail("slow", "no-process", false);
+        assert_eq!(scene.said(), [""; 0], "however many attempts there were");
+        scene.ledger.captured(uid("fast"));
+        scene.now += Duration::from_millis(1);
+        // It goes on failing, now for another reason.
+        scene.fail("slow", "listen", false);
+        assert_eq!(scene.said(), ["+fast", "slow: listen"]);
+        scene.fail("slow", "listen", false);
         assert_eq!(scene.said(), [""; 0], "once is enough");
     }
 
@@ -409,9 +416,7 @@ mod tests {
     fn nothing_is_kept_of_pods_that_are_gone() {
         let mut scene = Scene::new(&[("a", true)]);
         scene.ledger.captured(uid("a"));
-        scene
-            .ledger
-            .failed(uid("never-seen"), "no-process", false, String::new());
+        scene.fail("never-seen", "no-process", false);
         assert_eq!(scene.said(), [""; 0]);
         scene.snapshot.remove_workload(&uid("a"));
         assert_eq!(scene.said(), [""; 0]);
