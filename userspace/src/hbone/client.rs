@@ -2,6 +2,7 @@
 //! takes (`pool`).
 
 use super::{
+    goodbye::Goodbye,
     handshake::{self, HandshakeError, Wire},
     keepalive::{Beat, Keepalive},
     settings::HboneSettings,
@@ -49,7 +50,7 @@ pub(super) struct Opened {
 }
 
 pub(super) struct Driver {
-    connection: Connection<Wire, Bytes>,
+    connection: Connection<Goodbye<Wire>, Bytes>,
     keepalive: Keepalive,
     link: Arc<Link>,
     distrust: BoxFuture<'static, Distrust>,
@@ -79,7 +80,7 @@ pub(super) async fn open(
         .max_local_error_reset_streams(None)
         .data_frame_budget(HboneSettings::DATA_FRAME_BUDGET);
     let deadline = settings.handshake_deadline;
-    let (sender, mut connection) = timeout(deadline, builder.handshake(wire))
+    let (sender, mut connection) = timeout(deadline, builder.handshake(Goodbye::new(wire)))
         .await
         .map_err(|_| HandshakeError::Timeout(deadline))?
         .map_err(HandshakeError::Http2)?;

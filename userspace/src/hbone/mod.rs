@@ -7,6 +7,7 @@
 //! ```
 
 pub mod client;
+mod goodbye;
 pub mod handshake;
 pub mod headers;
 mod keepalive;
