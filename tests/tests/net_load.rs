@@ -100,6 +100,19 @@ fn connects_are_counted_and_a_wrong_client_address_is_noticed() -> Result<()> {
 }
 
 #[test]
+fn connects_keep_to_a_rate() -> Result<()> {
+    let scene = Scene::new("wt-rate")?;
+    let report = scene.load("connect", &["--rate=200", "--seconds=2", "--workers=16"])?;
+    let Report::Connect(rate) = report else {
+        panic!("{report:?}")
+    };
+    assert_eq!(rate.errors, 0);
+    // Whatever is late is made up for.
+    assert!((380..=402).contains(&rate.rate.operations), "{rate:?}");
+    Ok(())
+}
+
+#[test]
 fn a_refused_connection_is_an_error_of_the_report_not_of_the_tool() -> Result<()> {
     let scene = Scene::new("wt-refused")?;
     let command = scene.world.pod("client").command(env!("CARGO_BIN_EXE_load"));

@@ -56,6 +56,9 @@ enum Mode {
         /// So many connections, however long it takes
         #[arg(long)]
         count: Option<u64>,
+        /// So many connections a second, as far as workers are free
+        #[arg(long)]
+        rate: Option<f64>,
         /// The server must see this client address
         #[arg(long)]
         expect: Option<IpAddr>,
@@ -100,6 +103,7 @@ fn main() -> Result<()> {
             workers,
             seconds,
             count,
+            rate,
             expect,
         } => {
             let elapsed = connect::Until::Elapsed(Duration::from_secs_f64(seconds));
@@ -108,6 +112,7 @@ fn main() -> Result<()> {
                 to,
                 workers,
                 until,
+                rate,
                 expect,
             })?
         }

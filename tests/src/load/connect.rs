@@ -26,6 +26,8 @@ pub struct Options {
     pub to: Vec<SocketAddr>,
     pub workers: usize,
     pub until: Until,
+    /// So many connections begin in a second, as far as workers are free; without it each worker begins its next at once.
+    pub rate: Option<f64>,
     /// The server must see the client at this address.
     pub expect: Option<IpAddr>,
 }
@@ -58,13 +60,24 @@ pub fn run(options: &Options) -> Result<Report> {
             received: 0,
         })
         .collect();
-    let mut open = 0;
-    for (token, worker) in workers.iter_mut().enumerate() {
-        open += usize::from(run.next(token, worker));
-    }
+    let mut idle: Vec<usize> = (0..workers.len()).rev().collect();
+    let mut busy = 0;
     let mut events = vec![EpollEvent::empty(); 256];
-    while open > 0 {
-        let count = match run.epoll.wait(&mut events, EpollTimeout::from(15_000u16)) {
+    loop {
+        while let Some(token) = idle.pop() {
+            if !run.is_due() {
+                idle.push(token);
+                break;
+            }
+            busy += usize::from(run.next(token, &mut workers[token]));
+        }
+        let is_waiting = !idle.is_empty() && !run.is_over();
+        if busy == 0 && !is_waiting {
+            break;
+        }
+        let patience = if is_waiting { 1 } else { 15_000u16 };
+        let count = match run.epoll.wait(&mut events, EpollTimeout::from(patience)) {
+            Ok(0) if is_waiting => continue,
             Ok(0) => bail!(
                 "nothing happened for 15 seconds after {} connections",
                 run.outcome.histogram.total()
@@ -80,8 +93,11 @@ pub fn run(options: &Options) -> Result<Report> {
                 run.outcome.error(&error);
                 true
             });
-            if over && !run.next(token, worker) {
-                open -= 1;
+            if over {
+                // Dropped here: the descriptor leaves epoll with it.
+                worker.stream = None;
+                busy -= 1;
+                idle.push(token);
             }
         }
     }
@@ -124,19 +140,23 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Begins the worker's next connection. False when there is no next.
+    fn is_over(&self) -> bool {
+        match self.options.until {
+            Until::Elapsed(time) => self.start.elapsed() >= time,
+            Until::Tried(count) => self.tried >= count,
+        }
+    }
+
+    /// True if another connection should begin by now.
+    fn is_due(&self) -> bool {
+        let is_time = |rate| self.tried as f64 <= self.start.elapsed().as_secs_f64() * rate;
+        !self.is_over() && self.options.rate.is_none_or(is_time)
+    }
+
+    /// Begins a connection of the worker's. False when there is none to begin.
     fn next(&mut self, token: usize, worker: &mut Worker) -> bool {
-        // Dropped first: the descriptor leaves epoll with it.
-        worker.stream = None;
-        loop {
+        while !self.is_over() {
             worker.begun = Instant::now();
-            let over = match self.options.until {
-                Until::Elapsed(time) => worker.begun - self.start >= time,
-                Until::Tried(count) => self.tried >= count,
-            };
-            if over {
-                return false;
-            }
             let to = self.options.to[(self.tried % self.options.to.len() as u64) as usize];
             self.tried += 1;
             (worker.sent, worker.received) = (false, 0);
@@ -148,6 +168,7 @@ impl Run<'_> {
                 Err(error) => self.outcome.error(&error),
             }
         }
+        false
     }
 
     fn connect(&self, token: usize, to: SocketAddr) -> io::Result<TcpStream> {
