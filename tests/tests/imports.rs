@@ -40,6 +40,7 @@ const WALLS: &[(&str, Imports)] = &[
         Imports::Only(&["mesh", "kubernetes", "kernel", "certs", "telemetry", "shutdown"]),
     ),
     ("cni", Imports::Only(&["mesh", "telemetry", "shutdown"])),
+    ("handover", Imports::Only(&["mesh", "net", "telemetry", "shutdown"])),
     ("app", Imports::All),
     ("config", Imports::All),
     ("admin", Imports::All),

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cni;
 pub mod config;
 pub mod controller;
+pub mod handover;
 pub mod hbone;
 pub mod kernel;
 pub mod kubernetes;

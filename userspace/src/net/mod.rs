@@ -3,6 +3,7 @@
 
 mod dial;
 mod host;
+mod inherit;
 mod listen;
 pub mod marks;
 mod namespace;
@@ -12,5 +13,6 @@ pub(crate) mod testing;
 
 pub use dial::{DialError, abort, deliver, dial_mesh, dial_plain};
 pub use host::{HostRoot, Process};
+pub use inherit::InheritError;
 pub use listen::{ListenError, Moved, PodListeners, PodPorts, Role, listen};
 pub use namespace::{Namespace, NamespaceError};
