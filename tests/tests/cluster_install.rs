@@ -42,21 +42,27 @@ fn ended_well(what: &str, told: &Told) -> Result<()> {
     Ok(())
 }
 
-/// What `check` finds: (name, subject), and its exit code.
-fn findings(cluster: &Cluster) -> Result<(Vec<(String, String)>, Option<i32>)> {
+/// What `check` finds.
+struct Findings {
+    /// By name and subject.
+    found: Vec<(String, String)>,
+    code: Option<i32>,
+}
+
+fn findings(cluster: &Cluster) -> Result<Findings> {
     let told = cluster.warren(&["check", "--output", "json"])?;
     let listed: Value = serde_json::from_str(&told.stdout).with_context(|| told.stderr.clone())?;
     let text = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
     let all = listed.as_array().into_iter().flatten();
-    Ok((
-        all.map(|one| (text(one, "name"), text(one, "subject"))).collect(),
-        told.code,
-    ))
+    Ok(Findings {
+        found: all.map(|one| (text(one, "name"), text(one, "subject"))).collect(),
+        code: told.code,
+    })
 }
 
 fn is_well(cluster: &Cluster) -> Result<()> {
     wait_until_ok("check finds nothing", PATIENCE, || {
-        let (found, code) = findings(cluster)?;
+        let Findings { found, code } = findings(cluster)?;
         ensure!(found.is_empty() && code == Some(0), "{found:?}, exit code {code:?}");
         Ok(())
     })
@@ -65,7 +71,7 @@ fn is_well(cluster: &Cluster) -> Result<()> {
 /// `check` names the fault that is in the cluster now, with a subject that holds `subject`.
 fn is_named(cluster: &Cluster, name: &str, subject: &str) -> Result<()> {
     wait_until_ok(&format!("check names {name}"), PATIENCE, || {
-        let (found, _) = findings(cluster)?;
+        let found = findings(cluster)?.found;
         let named = found
             .iter()
             .any(|(found, about)| found == name && about.contains(subject));
