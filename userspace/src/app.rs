@@ -1,26 +1,32 @@
 //! The wiring: builds the parts of a role from its configuration and joins them by values.
 
+mod capturing;
 mod cluster;
 mod cni;
 mod controller;
+mod duties;
+mod handover;
 mod plugin;
 mod pods;
+mod ports;
 mod source;
+mod succession;
 mod views;
 
 pub use controller::run_controller;
 pub use plugin::run_plugin;
 
 use crate::{
-    admin::{self, AdminSite, AdminState, BindError, Listen, MetricsSite, Readiness, ReadinessSite},
-    capture::{self, CaptureSettings},
+    admin::{AdminState, Readiness},
+    capture::CaptureSettings,
     certs::{
         CertStore,
         issuer::{CaClient, CaClientSettings},
         key::DaemonKey,
         store::StoreSettings,
     },
-    config::{KernelArgs, MeshConfig, NodeConfig, Ports, RunConfig, Tc},
+    config::{KernelArgs, MeshConfig, NodeConfig, RunConfig, Tc},
+    handover::Tenure,
     hbone::HboneSettings,
     kernel::{Kernel, KernelConfig, Sizes, Tcx},
     kubernetes::Published,
@@ -29,11 +35,15 @@ use crate::{
     shutdown::{Drained, Shutdown, termination},
     telemetry::{Live, LiveSample, Metrics, Place},
 };
-use anyhow::{Context, anyhow};
-use cluster::OnNode;
+use anyhow::{Context, anyhow, bail};
+use capturing::{Capturing, Pauses};
+use cluster::{Cluster, OnNode};
+use handover::{Owner, Standing};
 use pods::{Condition, Pods};
+use ports::OwnPorts;
 use rustls_pki_types::ServerName;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use succession::Arrival;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -52,7 +62,7 @@ const ADMIN_GRACE: Duration = Duration::from_millis(200);
 /// It cannot start, or cannot go on.
 pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     let shutdown = Shutdown::new();
-    let terminated = termination();
+    let mut terminated = std::pin::pin!(termination());
     let metrics = Metrics::new(place(&config.mesh));
     let readiness = Readiness::awaiting(Condition::ALL.map(Condition::awaited));
     // Taken first: a port that is in use is told before anything changes on the node.
@@ -60,38 +70,115 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     let admin_tasks = Shutdown::new();
     ports.serve_health(&metrics, &readiness, &admin_tasks)?;
 
-    let mut terminated = std::pin::pin!(terminated);
-    let (on_node, sandboxes) = match config.source.manifests {
-        Some(_) => (None, None),
-        None => {
-            let (on_node, sandboxes) = OnNode::open(&config)?;
-            (Some(on_node), Some(sandboxes))
-        }
-    };
-    let (published, server) = tokio::select! {
-        desired = source::desired_state(&config, sandboxes, &metrics, &shutdown) => desired?,
+    let begun = tokio::select! {
+        running = start(&config, &metrics, &readiness, &shutdown) => running,
         outcome = wait(&mut terminated, &shutdown) => {
             end(&config.run, &shutdown, &admin_tasks, &readiness).await;
             return outcome;
         }
     };
-    readiness.met(Condition::Snapshot.name());
+    let running = match begun {
+        Ok(running) => running,
+        Err(error) => {
+            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+            return Err(error);
+        }
+    };
+    ports.serve_admin(Some(running.state), &admin_tasks)?;
+    info!(node = config.node_name, "the node's daemon runs");
 
+    let outcome = tokio::select! {
+        outcome = wait(terminated, &shutdown) => outcome,
+        () = asked_to_leave(running.standing.as_ref()) => Ok(()),
+    };
+    let has_handed_over = match &running.standing {
+        Some(standing) => standing.has_handed_over().await,
+        None => false,
+    };
+    let uninstalled = match running.cluster {
+        Some(cluster) if outcome.is_ok() && !has_handed_over && cluster.is_uninstalled().await => Some(cluster),
+        Some(_) | None => None,
+    };
+    if let Some(cluster) = &uninstalled {
+        readiness.pending(Condition::Running.name(), "being uninstalled");
+        cluster.leave();
+        cluster.remove_plugin();
+        if tokio::time::timeout(LEAVE, running.all_released).await.is_err() {
+            warn!("not every pod could be released in time");
+        }
+    }
+    end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+    if let Some(cluster) = &uninstalled {
+        cluster.remove_rest(&running.kernel);
+        if let Some(socket) = config.meeting_place() {
+            Tenure::remove(&socket);
+        }
+    }
+    outcome
+}
+
+/// A daemon that has started.
+struct Running {
+    state: AdminState,
+    kernel: Arc<Kernel>,
+    cluster: Option<Cluster>,
+    all_released: oneshot::Receiver<()>,
+    /// Where no other daemon can come: none.
+    standing: Option<Standing>,
+}
+
+/// Returns when the node is this daemon's, and its pods are served.
+async fn start(
+    config: &NodeConfig,
+    metrics: &Arc<Metrics>,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Running> {
+    let (on_node, sandboxes) = match config.source.manifests {
+        Some(_) => (None, None),
+        None => {
+            let (on_node, sandboxes) = OnNode::open(config)?;
+            (Some(on_node), Some(sandboxes))
+        }
+    };
+    let (published, server) = source::desired_state(config, sandboxes, metrics, shutdown).await?;
+    readiness.met(Condition::Snapshot.name());
+    let certs = certificates(config, metrics, shutdown)?;
+
+    let (tenure, heir) = match config.meeting_place() {
+        None => (None, None),
+        Some(place) => {
+            let identities = pods::identities(&published.snapshot.borrow(), &config.node_name, on_node.is_some());
+            let prepare = async || succession::fetch(&certs, &identities).await;
+            match succession::arrive(&place, &config.node_name, readiness, prepare).await? {
+                Arrival::First(tenure) => (Some(tenure), None),
+                Arrival::Heir(heir) => (None, Some(heir)),
+            }
+        }
+    };
+    if let Some(heir) = &heir {
+        let sandboxes = match &on_node {
+            Some(on_node) => on_node.look_again().await,
+            None => Vec::new(),
+        };
+        let mut snapshots = published.snapshot.clone();
+        heir.catch_up(&mut snapshots, |snapshot| cni::are_known(&sandboxes, snapshot))
+            .await;
+    }
     let kernel = tokio::task::spawn_blocking({
         let kernel = kernel_config(&config.kernel);
         move || Kernel::open(&kernel)
     });
-    let certs = certificates(&config, &metrics, &shutdown)?;
     let kernel = Arc::new(kernel.await?.context("the kernel programs cannot be used")?);
     readiness.met(Condition::Programs.name());
-    trace_log(&kernel, &shutdown);
+    trace_log(&kernel, shutdown);
 
     let context = Arc::new(ProxyContext {
         snapshot: published.snapshot.clone(),
         certs: certs.clone(),
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::clone(metrics),
         connections: Connections::default(),
-        settings: proxy_settings(&config),
+        settings: proxy_settings(config),
     });
     let pods = Pods::new(
         config.node_name.as_str().into(),
@@ -106,63 +193,78 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         Some(on_node) => on_node.capture_settings(&config.node_name, config.run.drain_deadline),
         None => CaptureSettings::by_manifests(config.node_name.as_str(), config.run.drain_deadline),
     };
-    let (capture_ended, all_released) = oneshot::channel();
-    shutdown.spawn_essential("capture", {
-        let (kernel, snapshot, shutdown) = (Arc::clone(&kernel), published.snapshot.clone(), shutdown.clone());
-        let leave = settings.leave.clone();
-        async move {
-            let draining = shutdown.draining();
-            match capture::reconcile(kernel, settings, snapshot, events, shutdown).await {
-                Ok(()) if leave.is_cancelled() => {
-                    let _ = capture_ended.send(());
-                    draining.await;
-                }
-                Ok(()) => {}
-                Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "pods cannot be captured"),
-            }
-        }
-    });
+    let capturing = Capturing {
+        kernel: Arc::clone(&kernel),
+        settings: CaptureSettings {
+            inherited: heir.as_ref().map(|heir| heir.inherited.clone()).unwrap_or_default(),
+            ..settings
+        },
+        snapshots: published.snapshot.clone(),
+        events,
+        pods: Arc::clone(&pods),
+        shutdown: shutdown.clone(),
+    };
+    let (pauses, asked) = Pauses::new();
+    let (left, all_released) = oneshot::channel();
+    shutdown.spawn_essential("capture", capturing.run(asked, left));
     shutdown.spawn_essential("pods", Arc::clone(&pods).serve(captured));
     shutdown.spawn(
         "metrics upkeep",
-        Arc::clone(&metrics).upkeep(published.snapshot.clone(), shutdown.clone()),
+        Arc::clone(metrics).upkeep(published.snapshot.clone(), shutdown.clone()),
     );
     shutdown.spawn(
         "snapshot metrics",
-        count_snapshots(published.snapshot.clone(), Arc::clone(&metrics), shutdown.clone()),
+        count_snapshots(published.snapshot.clone(), Arc::clone(metrics), shutdown.clone()),
     );
-    register(&metrics, &published, &kernel, &certs, &shutdown);
+    register(metrics, &published, &kernel, &certs, shutdown);
+
+    let tenure = match heir {
+        Some(heir) => {
+            let left = heir.left();
+            if tokio::time::timeout(left, pods.settled()).await.is_err() {
+                bail!("the node's pods are not served in time: the daemon before this one goes on");
+            }
+            Some(heir.served().await?)
+        }
+        None => tenure,
+    };
+    readiness.met(Condition::Node.name());
     let contact = server.as_ref().map(|(contact, _)| contact.clone());
     let cluster = match (on_node, server) {
-        (Some(on_node), Some((_, client))) => {
-            Some(on_node.start(&config, client, &published, &pods, &metrics, &shutdown)?)
-        }
+        (Some(on_node), Some((_, client))) => Some(on_node.start(config, client, &published, &pods, metrics, shutdown)),
         _ => None,
     };
-
-    let state = admin_state(&config, &published, &kernel, &certs, &pods, &context)
-        .api_server(move || contact.as_ref().map(source::view));
-    ports.serve_admin(Some(state), &admin_tasks)?;
-    info!(node = config.node_name, "the node's daemon runs");
-
-    let outcome = wait(terminated, &shutdown).await;
-    let uninstalled = match cluster {
-        Some(cluster) if outcome.is_ok() && cluster.is_uninstalled().await => Some(cluster),
-        Some(_) | None => None,
-    };
-    if let Some(cluster) = &uninstalled {
-        readiness.pending(Condition::Running.name(), "being uninstalled");
-        cluster.leave();
-        cluster.remove_plugin();
-        if tokio::time::timeout(LEAVE, all_released).await.is_err() {
-            warn!("not every pod could be released in time");
-        }
+    let duties = cluster.as_ref().map(Cluster::duties);
+    if let Some(duties) = &duties {
+        duties.start()?;
     }
-    end(&config.run, &shutdown, &admin_tasks, &readiness).await;
-    if let Some(cluster) = &uninstalled {
-        cluster.remove_rest(&kernel);
+    let standing = config.meeting_place().zip(tenure).map(|(socket, tenure)| {
+        let owner = Owner {
+            socket,
+            node: config.node_name.clone(),
+            tenure,
+            pauses,
+            pods: Arc::clone(&pods),
+            duties,
+            shutdown: shutdown.clone(),
+        };
+        owner.start()
+    });
+    Ok(Running {
+        state: admin_state(config, &published, &kernel, &certs, &pods, &context)
+            .api_server(move || contact.as_ref().map(source::view)),
+        kernel,
+        cluster,
+        all_released,
+        standing,
+    })
+}
+
+async fn asked_to_leave(standing: Option<&Standing>) {
+    match standing {
+        Some(standing) => standing.asked_to_leave().await,
+        None => std::future::pending().await,
     }
-    outcome
 }
 
 /// Waits for a signal, or for a task without which there is no point in going on.
@@ -352,51 +454,6 @@ fn admin_state(
     .problems(move || views::problems(&problems.borrow()))
     .connections(move || views::connections(&context.connections.list()))
     .publications(move || views::publications(&journal.latest()))
-}
-
-/// The sockets of the daemon's own servers, open and not yet served.
-struct OwnPorts {
-    admin: Vec<std::net::TcpListener>,
-    metrics: Vec<std::net::TcpListener>,
-    readiness: Vec<std::net::TcpListener>,
-}
-
-impl OwnPorts {
-    fn bind(ports: &Ports) -> Result<Self, BindError> {
-        let open = |name, port, listen: Listen| match port {
-            0 => Ok(Vec::new()),
-            _ => admin::bind(name, listen),
-        };
-        let admin = match ports.admin_address {
-            Some(address) => Listen::At((address, ports.admin_port).into()),
-            None => Listen::Loopback(ports.admin_port),
-        };
-        Ok(Self {
-            admin: open("admin", ports.admin_port, admin)?,
-            metrics: open("metrics", ports.metrics_port, Listen::Everywhere(ports.metrics_port))?,
-            readiness: open(
-                "readiness",
-                ports.readiness_port,
-                Listen::Everywhere(ports.readiness_port),
-            )?,
-        })
-    }
-
-    /// Metrics and readiness: from the start, so that a role which waits says for what.
-    fn serve_health(&mut self, metrics: &Arc<Metrics>, readiness: &Readiness, tasks: &Shutdown) -> io::Result<()> {
-        let site = Arc::new(MetricsSite(Arc::clone(metrics)));
-        admin::serve(std::mem::take(&mut self.metrics), site, "metrics", tasks)?;
-        let site = Arc::new(ReadinessSite(readiness.clone()));
-        admin::serve(std::mem::take(&mut self.readiness), site, "readiness", tasks)
-    }
-
-    fn serve_admin(self, state: Option<AdminState>, tasks: &Shutdown) -> io::Result<()> {
-        let site = Arc::new(AdminSite {
-            state,
-            logging: crate::telemetry::logging::handle(),
-        });
-        admin::serve(self.admin, site, "admin", tasks)
-    }
 }
 
 /// Snapshots as everybody reads them.

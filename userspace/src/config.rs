@@ -78,6 +78,10 @@ pub struct NodeConfig {
     pub kernel: KernelArgs,
     #[command(flatten)]
     pub cni: CniArgs,
+    /// Where the next daemon of this node asks for the listeners of this one; a lock lies beside it [default: beside
+    /// --cni-socket; with --manifests none]
+    #[arg(long, env = "WARREN_HANDOVER_SOCKET", value_name = "FILE")]
+    pub handover_socket: Option<PathBuf>,
     #[command(flatten)]
     pub hbone: HboneConfig,
 
@@ -370,6 +374,16 @@ const SHORTEST_SVID: Duration = Duration::from_secs(10);
 const RENEWAL: &str = "certificates are renewed at half their life";
 
 impl NodeConfig {
+    /// Where daemons of this node meet; `None` if there is never more than one.
+    pub fn meeting_place(&self) -> Option<PathBuf> {
+        let beside = || self.cni.cni_socket.with_file_name("handover.sock");
+        match (&self.handover_socket, &self.source.manifests) {
+            (Some(socket), _) => Some(socket.clone()),
+            (None, None) => Some(beside()),
+            (None, Some(_)) => None,
+        }
+    }
+
     /// Looks at everything that can be known to be wrong before anything starts.
     ///
     /// # Errors

@@ -79,6 +79,52 @@ fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
     assert_eq!(count(&kernel, Reason::MarkedPacketLeaving), 0);
 }
 
+#[test]
+fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let first = world.open();
+    let a = capture(&first, &world.a, A, &strict());
+    let links_before = links(&world);
+
+    // The other has the same sockets for A, as a successor does, and captures B; then it dies.
+    let other = Kernel::open(&world.config).unwrap();
+    assert_eq!(other.number_for(world.a.cookie()).unwrap(), a.number);
+    other
+        .set_listeners(a.number, &a.listeners.try_clone().unwrap())
+        .unwrap();
+    other.attach_pod(a.number, &world.a).unwrap();
+    let b = capture(&other, &world.b, B, &strict());
+    other.sync_ranges(&Default::default()).unwrap();
+    drop(other);
+    assert_answered(dial(&world.a, at(B[0], 8080)), "Outbound", at(B[0], 8080));
+    close(b.listeners);
+    assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::HostUnreachable);
+
+    first.readopt().unwrap();
+    let mut adopted: Vec<_> = first.adopted_pods().iter().map(|pod| pod.cookie).collect();
+    adopted.sort_unstable();
+    let mut expected = [world.a.cookie(), world.b.cookie()];
+    expected.sort_unstable();
+    assert_eq!(adopted, expected);
+    assert!(first.unfinished_pods().is_empty());
+    // What the other wrote is known: the ranges are written anew, and B keeps its number.
+    assert!(first.sync_ranges(&ranges()).unwrap().written > 0);
+    assert_eq!(first.number_for(world.b.cookie()).unwrap(), b.number);
+    first.attach_pod(a.number, &world.a).unwrap();
+    let _listeners = listen(&first, b.number, &world.b);
+    first.attach_pod(b.number, &world.b).unwrap();
+    assert_answered(dial(&world.a, at(B[0], 8080)), "Outbound", at(B[0], 8080));
+    assert_answered(dial(&world.b, at(A[0], 8080)), "Outbound", at(A[0], 8080));
+    assert!(
+        links_before.iter().all(|link| links(&world).contains(link)),
+        "no link is another"
+    );
+    assert_eq!(count(&first, Reason::MarkedPacketLeaving), 0);
+}
+
 /// Every pin but the maps.
 fn links(world: &World) -> Vec<PathBuf> {
     let mut found = Vec::new();

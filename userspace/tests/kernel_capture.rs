@@ -52,7 +52,9 @@ impl Daemon {
             scope.spawn(|| {
                 node.settle().unwrap();
                 let task = reconcile(side, settings, receiver, sender, Shutdown::new());
-                runtime.spawn(async move { task.await.unwrap() });
+                runtime.spawn(async move {
+                    task.await.unwrap();
+                });
             });
         });
         Self {

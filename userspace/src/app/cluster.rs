@@ -4,23 +4,18 @@
 use super::{
     Snapshots,
     cni::{Admitted, Answers, Records},
+    duties::{Duties, Plugin},
     pods::{LINGER, Pods},
 };
 use crate::{
     capture::{CaptureSettings, Finder},
     cni::{
         install::{self, Folders},
-        server,
         spec::entry,
-        standing::Namespaces,
     },
     config::{CniArgs, NodeConfig},
     kernel::Kernel,
-    kubernetes::{
-        NodeSandboxes, Published, Sandbox,
-        announce::{self, Announcements},
-        client::kubeconfig_for_others,
-    },
+    kubernetes::{NodeSandboxes, Published, Sandbox, announce::Announcements},
     net::Namespace,
     shutdown::Shutdown,
     telemetry::{Live, Metrics},
@@ -37,6 +32,7 @@ use kube::{
         watcher::{self, Event},
     },
 };
+use parking_lot::Mutex;
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -45,7 +41,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -60,8 +56,6 @@ const NAMESPACE: &str = "warren-system";
 const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
 /// Sandboxes that wait for the index.
 const SANDBOXES: usize = 256;
-/// How often the token that the plugin uses is looked at: kubelet replaces it every hour.
-const TOKEN: Duration = Duration::from_secs(60);
 /// How often records of sandboxes are looked through.
 const PURGE: Duration = Duration::from_secs(60);
 /// How long the API server may take when the daemon is told to end.
@@ -121,8 +115,18 @@ impl OnNode {
         }
     }
 
-    /// # Errors
-    /// The plugin cannot be answered.
+    /// The sandboxes by what is recorded of them now: another daemon may have heard of some since this one looked.
+    pub(super) async fn look_again(&self) -> Vec<Sandbox> {
+        let known = self.records.read(&self.finder);
+        for sandbox in &known {
+            if self.sandboxes.send(sandbox.clone()).await.is_err() {
+                break;
+            }
+        }
+        known
+    }
+
+    /// Nothing is written yet, neither to the cluster nor to the node: see [`Duties::start`].
     pub(super) fn start(
         self,
         config: &NodeConfig,
@@ -131,19 +135,9 @@ impl OnNode {
         pods: &Arc<Pods>,
         metrics: &Metrics,
         shutdown: &Shutdown,
-    ) -> anyhow::Result<Cluster> {
+    ) -> Cluster {
         let node: Arc<str> = config.node_name.as_str().into();
         let snapshots: Snapshots = published.snapshot.clone();
-        shutdown.spawn_essential(
-            "announcements",
-            announce::announce(
-                self.announcements.clone(),
-                client.clone(),
-                Arc::clone(&node),
-                snapshots.clone(),
-                shutdown.clone(),
-            ),
-        );
         let is_deleted = Arc::new(AtomicBool::new(false));
         shutdown.spawn(
             "own DaemonSet",
@@ -158,55 +152,49 @@ impl OnNode {
             bin: self.cni.cni_bin_dir.clone(),
             conf: self.cni.cni_conf_dir.clone(),
         });
-        let cluster = Cluster {
+        if folders.is_some() {
+            shutdown.spawn(
+                "sandboxes",
+                purge(self.records.clone(), Arc::clone(&self.finder), shutdown.clone()),
+            );
+        }
+        let plugin = folders.clone().map(|folders| Plugin {
+            entry: entry(&self.cni.cni_socket, &on_host(&folders.state()), &self.own_namespace),
+            folders,
+            socket: self.cni.cni_socket.clone(),
+            namespaces: published.namespaces.clone(),
+            kubeconfig: config.source.kubeconfig.clone(),
+            is_installed: has_plugin(metrics),
+            answers: Arc::new(Answers(Arc::new(Admitted {
+                node: Arc::clone(&node),
+                pods: Arc::clone(pods),
+                snapshots: snapshots.clone(),
+                finder: self.finder,
+                client: client.clone(),
+                records: self.records.clone(),
+                sandboxes: self.sandboxes,
+            }))),
+        });
+        let duties = Duties {
+            announcements: self.announcements,
             client: client.clone(),
-            own_namespace: self.own_namespace.clone(),
+            node,
+            snapshots,
+            plugin,
+            leave: self.leave.clone(),
+            shutdown: shutdown.clone(),
+            term: Mutex::default(),
+        };
+        Cluster {
+            client,
+            own_namespace: self.own_namespace,
             is_deleted,
             leave: self.leave,
-            folders: folders.clone(),
-            run: self.cni.cni_socket.clone(),
-            records: self.records.clone(),
-        };
-        let Some(folders) = folders else {
-            return Ok(cluster);
-        };
-        let listener = server::bind(&self.cni.cni_socket)?;
-        shutdown.spawn(
-            "sandboxes",
-            purge(self.records.clone(), Arc::clone(&self.finder), shutdown.clone()),
-        );
-        let answers = Answers(Arc::new(Admitted {
-            node,
-            pods: Arc::clone(pods),
-            snapshots,
-            finder: self.finder,
-            client,
+            folders,
+            run: self.cni.cni_socket,
             records: self.records,
-            sandboxes: self.sandboxes,
-        }));
-        shutdown.spawn_essential("CNI", server::serve(listener, Arc::new(answers), shutdown.clone()));
-        let entry = entry(&self.cni.cni_socket, &on_host(&folders.state()), &self.own_namespace);
-        shutdown.spawn(
-            "CNI plugin",
-            install::keep(folders.clone(), "/proc/self/exe".into(), entry, has_plugin(metrics), {
-                let (draining, leave) = (shutdown.draining(), cluster.leave.clone());
-                async move {
-                    tokio::select! {
-                        () = draining => {}
-                        () = leave.cancelled() => {}
-                    }
-                }
-            }),
-        );
-        shutdown.spawn(
-            "CNI namespaces",
-            keep_word(folders.clone(), published.namespaces.clone(), shutdown.clone()),
-        );
-        shutdown.spawn(
-            "CNI kubeconfig",
-            keep_kubeconfig(folders, config.source.kubeconfig.clone(), shutdown.clone()),
-        );
-        Ok(cluster)
+            duties: Arc::new(duties),
+        }
     }
 }
 
@@ -237,28 +225,6 @@ fn own_namespace(config: &NodeConfig) -> String {
         .unwrap_or_else(|| NAMESPACE.to_owned())
 }
 
-/// Leaves word for the plugin which namespaces are in the mesh, as they change.
-async fn keep_word(folders: Folders, mut namespaces: watch::Receiver<Arc<Namespaced>>, shutdown: Shutdown) {
-    let draining = shutdown.draining();
-    tokio::pin!(draining);
-    loop {
-        let mut word = Namespaces::default();
-        for (name, is_mesh) in namespaces.borrow_and_update().iter() {
-            let side = if *is_mesh { &mut word.mesh } else { &mut word.outside };
-            side.insert(name.to_string());
-        }
-        let state = folders.state();
-        let written = tokio::task::spawn_blocking(move || word.write(&state)).await;
-        if let Ok(Err(error)) = written {
-            warn!(%error, "no word is left for the CNI plugin about the namespaces of the mesh");
-        }
-        tokio::select! {
-            () = &mut draining => return,
-            changed = namespaces.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
 /// Removes the records of sandboxes that are gone.
 async fn purge(records: Records, finder: Arc<Finder>, shutdown: Shutdown) {
     let draining = shutdown.draining();
@@ -270,29 +236,6 @@ async fn purge(records: Records, finder: Arc<Finder>, shutdown: Shutdown) {
         }
         let (records, finder) = (records.clone(), Arc::clone(&finder));
         let _ = tokio::task::spawn_blocking(move || records.read(&finder)).await;
-    }
-}
-
-/// Namespaces by name, and whether their label says that they are in the mesh.
-type Namespaced = std::collections::BTreeMap<Arc<str>, bool>;
-
-async fn keep_kubeconfig(folders: Folders, given: Option<PathBuf>, shutdown: Shutdown) {
-    let draining = shutdown.draining();
-    tokio::pin!(draining);
-    let mut before = Vec::new();
-    loop {
-        match kubeconfig_for_others(given.as_deref()) {
-            Ok(text) if text != before => match install::write_kubeconfig(&folders, &text) {
-                Ok(()) => before = text,
-                Err(error) => warn!(%error, "the CNI plugin's way to the API server cannot be written"),
-            },
-            Ok(_) => {}
-            Err(error) => warn!(%error, "the CNI plugin has no way to the API server"),
-        }
-        tokio::select! {
-            () = &mut draining => return,
-            () = tokio::time::sleep(TOKEN) => {}
-        }
     }
 }
 
@@ -333,9 +276,14 @@ pub(super) struct Cluster {
     folders: Option<Folders>,
     run: PathBuf,
     records: Records,
+    duties: Arc<Duties>,
 }
 
 impl Cluster {
+    pub(super) fn duties(&self) -> Arc<Duties> {
+        Arc::clone(&self.duties)
+    }
+
     /// True if the daemon ends because Warren is taken off the cluster. Unless that is certain, it is not so.
     pub(super) async fn is_uninstalled(&self) -> bool {
         if self.is_deleted.load(Ordering::Relaxed) {

@@ -12,7 +12,7 @@ use crate::{
         wire::{Ask, Reply, Request, Verdict},
     },
     kubernetes::{Sandbox, asking},
-    mesh::WorkloadUid,
+    mesh::{MeshSnapshot, WorkloadUid},
 };
 use futures::future::BoxFuture;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -157,6 +157,14 @@ enum Asked {
 
 fn going() -> Reply {
     Reply::new(Verdict::Later, "the daemon is about to end")
+}
+
+/// True if a snapshot has these sandboxes, as far as it has their pods.
+pub(super) fn are_known(sandboxes: &[Sandbox], snapshot: &MeshSnapshot) -> bool {
+    sandboxes.iter().all(|sandbox| {
+        let workload = snapshot.workloads.get(&WorkloadUid(Arc::clone(&sandbox.uid)));
+        workload.is_none_or(|workload| workload.netns.as_deref() == Some(sandbox.netns.as_path()))
+    })
 }
 
 /// The sandboxes of the node as a daemon leaves them to the next: one file each, in a folder that a reboot empties.

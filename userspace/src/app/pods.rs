@@ -4,9 +4,10 @@
 use super::Snapshots;
 use crate::{
     admin::Readiness,
-    capture::{CaptureEvent, CapturedPod},
+    capture::{CaptureEvent, CapturedPod, Inherited},
     kubernetes::announce::Announcements,
     mesh::{MeshSnapshot, SpiffeId, Workload, WorkloadUid},
+    net::{PodListeners, Role},
     proxy::{CapturedPodParts, PodHandle, ProxyContext, spawn_pod},
     shutdown::Shutdown,
     telemetry::dump,
@@ -14,10 +15,13 @@ use crate::{
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
 };
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// How long a pod that left the mesh still answers HBONE.
@@ -27,6 +31,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
     Snapshot,
+    /// No other daemon has it.
+    Node,
     Programs,
     Pods,
     Running,
@@ -34,11 +40,12 @@ pub(super) enum Condition {
 
 impl Condition {
     /// What is awaited from the start; `Running` only ceases.
-    pub(super) const ALL: [Self; 3] = [Self::Snapshot, Self::Programs, Self::Pods];
+    pub(super) const ALL: [Self; 4] = [Self::Snapshot, Self::Node, Self::Programs, Self::Pods];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
+            Self::Node => "node",
             Self::Programs => "programs",
             Self::Pods => "pods",
             Self::Running => "running",
@@ -48,6 +55,7 @@ impl Condition {
     pub(super) fn awaited(self) -> (&'static str, &'static str) {
         let why = match self {
             Self::Snapshot => "the initial list is not complete",
+            Self::Node => "the node is not this daemon's yet",
             Self::Programs => "the kernel programs are not attached",
             Self::Pods => "not every pod of the node is captured",
             Self::Running => "running",
@@ -68,7 +76,14 @@ pub(super) struct Pods {
     told: watch::Sender<u64>,
     /// With an API server: the cluster hears of it.
     announcements: Option<Announcements>,
+    /// Cancelled once every pod that should be captured at the start has been, or has failed.
+    settled: CancellationToken,
+    /// Served from before a pause of capture, and not heard of since.
+    unconfirmed: Mutex<BTreeSet<WorkloadUid>>,
 }
+
+/// A pod that is served: its namespace's cookie, and its listeners.
+pub(super) type Sockets = (WorkloadUid, u64, Vec<(Role, OwnedFd)>);
 
 enum State {
     Served {
@@ -109,7 +124,58 @@ impl Pods {
             states: Mutex::default(),
             told: watch::Sender::new(0),
             announcements,
+            settled: CancellationToken::new(),
+            unconfirmed: Mutex::default(),
         })
+    }
+
+    /// Returns once every pod that should be captured at the start has been, or has failed.
+    pub(super) async fn settled(&self) {
+        self.settled.cancelled().await;
+    }
+
+    /// The listeners of the pods that are served, for another daemon to accept from as well.
+    pub(super) fn sockets(&self) -> io::Result<Vec<Sockets>> {
+        let states = self.states.lock();
+        let served = states.iter().filter_map(|(workload, state)| match state {
+            State::Served { handle, .. } => Some((workload, handle)),
+            State::Failed { .. } => None,
+        });
+        served
+            .map(|(workload, handle)| Ok((workload.clone(), handle.namespace(), handle.listeners()?)))
+            .collect()
+    }
+
+    /// Capture begins anew: what is served stays so, with the listeners that this gives back. What capture does not find
+    /// any more is let go when it has settled.
+    pub(super) fn keep(&self) -> Inherited {
+        let inherited = Inherited::default();
+        let mut kept = BTreeSet::new();
+        for (workload, namespace, sockets) in self.sockets().unwrap_or_default() {
+            match PodListeners::inherit(namespace, sockets) {
+                Ok(listeners) => {
+                    inherited.put(namespace, listeners);
+                    kept.insert(workload);
+                }
+                Err(error) => {
+                    warn!(%workload, error = &error as &dyn std::error::Error, "a pod gets new listeners");
+                }
+            }
+        }
+        self.states.lock().retain(|workload, _| kept.contains(workload));
+        *self.unconfirmed.lock() = kept;
+        inherited
+    }
+
+    /// Another daemon serves the pods: nothing more is accepted here, and what is open goes on.
+    pub(super) fn pass_on(&self) {
+        for state in std::mem::take(&mut *self.states.lock()).into_values() {
+            if let State::Served { handle, .. } = state {
+                self.shutdown.spawn("connections of a pod passed on", handle.pass_on());
+            }
+        }
+        self.context.metrics.gauges.set_captured_pods(0);
+        self.told.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Changes whenever the standing of a pod does.
@@ -152,7 +218,12 @@ impl Pods {
     fn take(&self, event: CaptureEvent) {
         match event {
             CaptureEvent::Captured(pod) => self.captured(pod),
+            CaptureEvent::Paused { heard } => drop(heard),
             CaptureEvent::Settled => {
+                for workload in std::mem::take(&mut *self.unconfirmed.lock()) {
+                    self.released(workload);
+                }
+                self.settled.cancel();
                 self.readiness.met(Condition::Pods.name());
                 self.announce(Announcements::settled);
             }
@@ -160,15 +231,7 @@ impl Pods {
             CaptureEvent::Leaving { workload, proceed } => {
                 self.announce(|announcements| announcements.leaving(workload, proceed));
             }
-            CaptureEvent::Released(workload) => {
-                let state = self.states.lock().remove(&workload);
-                if let Some(State::Served { handle, .. }) = state {
-                    info!(%workload, "released");
-                    let drain = self.drain;
-                    self.shutdown.spawn("release", handle.release(drain, self.linger()));
-                }
-                self.announce(|announcements| announcements.released(workload));
-            }
+            CaptureEvent::Released(workload) => self.released(workload),
             CaptureEvent::Failed {
                 workload,
                 error,
@@ -193,6 +256,16 @@ impl Pods {
         self.told.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    fn released(&self, workload: WorkloadUid) {
+        let state = self.states.lock().remove(&workload);
+        if let Some(State::Served { handle, .. }) = state {
+            info!(%workload, "released");
+            let drain = self.drain;
+            self.shutdown.spawn("release", handle.release(drain, self.linger()));
+        }
+        self.announce(|announcements| announcements.released(workload));
+    }
+
     fn announce(&self, announce: impl FnOnce(&Announcements)) {
         if let Some(announcements) = &self.announcements {
             announce(announcements);
@@ -214,6 +287,11 @@ impl Pods {
             listeners,
         } = pod;
         let inode = namespace.inode();
+        if self.unconfirmed.lock().remove(&workload) {
+            // The same sockets as before, which are served already.
+            self.announce(|announcements| announcements.captured(workload));
+            return;
+        }
         let parts = CapturedPodParts {
             workload: workload.clone(),
             namespace,
@@ -268,7 +346,7 @@ fn own<'s>(snapshot: &'s MeshSnapshot, node: &str, are_found: bool) -> impl Iter
     })
 }
 
-fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -> BTreeSet<SpiffeId> {
+pub(super) fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -> BTreeSet<SpiffeId> {
     own(snapshot, node, are_found)
         .map(|workload| workload.identity.clone())
         .collect()

@@ -29,8 +29,8 @@ use tokio::sync::oneshot;
 pub use finder::{Finder, Place};
 pub use kernel_side::KernelSide;
 pub use plan::{Actual, Scope, Step, Wanted, plan};
-pub use pod::CaptureError;
-pub use reconcile::{CaptureSettings, reconcile};
+pub use pod::{CaptureError, Inherited};
+pub use reconcile::{CaptureSettings, Ended, reconcile};
 
 /// A pod whose connections reach these listeners from now on.
 #[derive(Debug)]
@@ -59,5 +59,9 @@ pub enum CaptureEvent {
         workload: WorkloadUid,
         error: Arc<CaptureError>,
         attempts: u32,
+    },
+    /// Nothing follows until capture goes on, here or in another daemon; `heard` is dropped by whoever reads this.
+    Paused {
+        heard: oneshot::Sender<()>,
     },
 }

@@ -149,6 +149,31 @@ pub(super) struct Node {
     pub(super) claims: Claims,
     /// Cookies of the namespaces that an earlier daemon captured and this one has not taken over yet.
     pub(super) adopted: Arc<Mutex<HashSet<u64>>>,
+    pub(super) inherited: Inherited,
+}
+
+/// Listeners that the daemon before this one opened and this one was given, by the cookie of the pod's namespace.
+#[derive(Debug, Clone, Default)]
+pub struct Inherited(Arc<Mutex<HashMap<u64, PodListeners>>>);
+
+impl Inherited {
+    pub fn put(&self, namespace: u64, listeners: PodListeners) {
+        self.0.lock().insert(namespace, listeners);
+    }
+
+    /// Copies: another attempt may need them again.
+    fn copy(&self, namespace: u64) -> Option<PodListeners> {
+        self.0.lock().get(&namespace)?.try_clone().ok()
+    }
+
+    pub(super) fn forget(&self, namespace: u64) {
+        self.0.lock().remove(&namespace);
+    }
+
+    /// Nobody is left who accepts from those that have no pod by now.
+    pub(super) fn forget_all(&self) {
+        self.0.lock().clear();
+    }
 }
 
 /// A captured pod.
@@ -204,6 +229,7 @@ pub(super) fn capture(node: &Node, wanted: &Wanted) -> Result<(Pod, PodListeners
     match install(node, &mut pod, &wanted.policy) {
         Ok((listeners, watch)) => {
             node.adopted.lock().remove(&pod.namespace.cookie());
+            node.inherited.forget(pod.namespace.cookie());
             Ok((pod, listeners, watch))
         }
         Err(error) => {
@@ -255,7 +281,10 @@ fn install(node: &Node, pod: &mut Pod, policy: &PodPolicy) -> Result<(PodListene
     let kernel = &node.kernel;
     // Before anything is read, so that no change is missed.
     let watch = Watch::open(&pod.namespace).map_err(|source| CaptureError::Watch { source })?;
-    let listeners = net::listen(&pod.namespace).map_err(|source| CaptureError::Listen { source })?;
+    let listeners = match node.inherited.copy(pod.namespace.cookie()) {
+        Some(inherited) => inherited,
+        None => net::listen(&pod.namespace).map_err(|source| CaptureError::Listen { source })?,
+    };
 
     let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
     pod.before = switch_sysctls(&pod.namespace, &mut routes)?;

@@ -10,7 +10,7 @@ use super::{
     jobs::{Done, blocking, heard, refresh, release},
     kernel_side::KernelSide,
     plan::{Scope, Step, Wanted, back_off, plan},
-    pod::{self, CaptureError, Node, Pod},
+    pod::{self, CaptureError, Inherited, Node, Pod},
     tables::Told,
 };
 use crate::{
@@ -47,6 +47,21 @@ pub struct CaptureSettings {
     pub finder: Option<Arc<Finder>>,
     /// Once cancelled, every pod is released, and the task ends when they are.
     pub leave: CancellationToken,
+    /// Once cancelled, nothing more is begun, and the task ends when what is under way has ended.
+    pub pause: CancellationToken,
+    /// Listeners that are there already.
+    pub inherited: Inherited,
+}
+
+/// Why the task has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The drain has begun, or nobody is interested any more.
+    Drained,
+    /// Every pod is released.
+    Left,
+    /// No step is under way; the pods are captured as they were.
+    Paused,
 }
 
 impl CaptureSettings {
@@ -59,6 +74,8 @@ impl CaptureSettings {
             node_namespace: None,
             finder: None,
             leave: CancellationToken::new(),
+            pause: CancellationToken::new(),
+            inherited: Inherited::default(),
         }
     }
 }
@@ -67,6 +84,11 @@ impl CaptureSettings {
 const TICK: Duration = Duration::from_millis(500);
 /// How long pods may take to leave when the mesh is taken off the node.
 const LEAVE: Duration = Duration::from_secs(10);
+/// How long captures and releases that are under way may take to end when the task is paused. What is not released by then
+/// is for whoever goes on.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How often a thread that carries out a step is looked for.
+const STEP_POLL: Duration = Duration::from_millis(1);
 /// How long a release waits for others to be told that the pod leaves the mesh.
 const WITHDRAWAL: Duration = Duration::from_secs(2);
 
@@ -81,11 +103,11 @@ pub async fn reconcile(
     mut snapshots: watch::Receiver<Arc<MeshSnapshot>>,
     events: mpsc::Sender<CaptureEvent>,
     shutdown: Shutdown,
-) -> Result<(), NamespaceError> {
+) -> Result<Ended, NamespaceError> {
     let adopted = kernel.adopted_pods();
     let cookies = adopted.iter().map(|pod| pod.cookie).collect();
     let own = Namespace::current()?;
-    let leave = settings.leave.clone();
+    let (leave, pause) = (settings.leave.clone(), settings.pause.clone());
     let mut reconciler = Reconciler {
         node: Node {
             kernel,
@@ -94,6 +116,7 @@ pub async fn reconcile(
             finder: settings.finder.clone(),
             claims: Arc::default(),
             adopted: Arc::new(parking_lot::Mutex::new(cookies)),
+            inherited: settings.inherited.clone(),
         },
         settings,
         events,
@@ -109,25 +132,31 @@ pub async fn reconcile(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let draining = shutdown.draining();
     tokio::pin!(draining);
-    let (mut is_due, mut is_leaving) = (true, false);
+    let (mut is_due, mut is_leaving, mut pausing) = (true, false, None::<Instant>);
     loop {
         // A snapshot without a version is the one before the first: it says nothing about what is wanted.
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {
-            return Ok(());
+        if let Some(since) = pausing {
+            if reconciler.entries.are_settled() || since.elapsed() >= PAUSE {
+                reconciler.stand_still().await;
+                return Ok(Ended::Paused);
+            }
+        } else if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {
+            return Ok(Ended::Drained);
         }
         if leave.is_cancelled() && reconciler.entries.is_empty() {
-            return Ok(());
+            return Ok(Ended::Left);
         }
         is_due = tokio::select! {
-            () = &mut draining => return Ok(()),
+            () = &mut draining => return Ok(Ended::Drained),
             () = leave.cancelled(), if !is_leaving => { is_leaving = true; true }
-            changed = snapshots.changed() => if changed.is_err() { return Ok(()) } else { true },
+            () = pause.cancelled(), if pausing.is_none() => { pausing = Some(Instant::now()); false }
+            changed = snapshots.changed() => if changed.is_err() { return Ok(Ended::Drained) } else { true },
             Some(done) = reconciler.jobs.join_next(), if !reconciler.jobs.is_empty() => {
-                if reconciler.finish(done).await.is_none() { return Ok(()) }
+                if reconciler.finish(done).await.is_none() { return Ok(Ended::Drained) }
                 // What else has finished is taken along, so that a start with many pods plans once, not once per pod.
                 while let Some(done) = reconciler.jobs.try_join_next() {
-                    if reconciler.finish(done).await.is_none() { return Ok(()) }
+                    if reconciler.finish(done).await.is_none() { return Ok(Ended::Drained) }
                 }
                 true
             }
@@ -177,6 +206,7 @@ impl Reconciler {
         }
         if !self.is_settled && self.entries.are_settled() {
             self.is_settled = true;
+            self.node.inherited.forget_all();
             self.events.send(CaptureEvent::Settled).await.ok()?;
         }
         Some(())
@@ -483,6 +513,15 @@ impl Reconciler {
             let outcome = blocking(move || pod::set_node(&node)).await;
             Done::NodeRefreshed { watch, outcome }
         });
+    }
+
+    /// Returns once no step is under way. What only waits is given up; a step that has begun is finished by its thread,
+    /// which holds the node for as long.
+    async fn stand_still(&mut self) {
+        self.jobs.shutdown().await;
+        while Arc::strong_count(&self.node.adopted) > 1 {
+            tokio::time::sleep(STEP_POLL).await;
+        }
     }
 
     /// True if there is something to plan.

@@ -168,7 +168,7 @@ struct Running {
     events: mpsc::Receiver<CaptureEvent>,
     shutdown: Shutdown,
     leave: CancellationToken,
-    task: JoinHandle<Result<(), NamespaceError>>,
+    task: JoinHandle<Result<Ended, NamespaceError>>,
 }
 
 impl Running {

@@ -16,6 +16,7 @@ use tokio::{
     sync::Semaphore,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// How long a caller may take for its question.
@@ -65,14 +66,12 @@ pub fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     })
 }
 
-/// Answers until the drain begins. Callers who wait then are told to try again: the next daemon will know.
-pub async fn serve(listener: UnixListener, admission: Arc<dyn Admission>, shutdown: Shutdown) {
+/// Answers until `stop`. Callers who wait then are told to try again: the next daemon will know.
+pub async fn serve(listener: UnixListener, admission: Arc<dyn Admission>, stop: CancellationToken, shutdown: Shutdown) {
     let callers = Arc::new(Semaphore::new(CALLERS));
-    let draining = shutdown.draining();
-    tokio::pin!(draining);
     loop {
         let accepted = tokio::select! {
-            () = &mut draining => return,
+            () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -92,10 +91,10 @@ pub async fn serve(listener: UnixListener, admission: Arc<dyn Admission>, shutdo
             warn!("too many pods start at the same time");
             continue;
         };
-        let (admission, draining) = (Arc::clone(&admission), shutdown.draining());
+        let (admission, stop) = (Arc::clone(&admission), stop.clone().cancelled_owned());
         shutdown.spawn("CNI call", async move {
             let _room = room;
-            if let Err(error) = call(stream, &*admission, draining).await {
+            if let Err(error) = call(stream, &*admission, stop).await {
                 debug!(%error, "a CNI plugin's call failed");
             }
         });
@@ -113,7 +112,7 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-async fn call(mut stream: UnixStream, admission: &dyn Admission, draining: impl Future<Output = ()>) -> io::Result<()> {
+async fn call(mut stream: UnixStream, admission: &dyn Admission, stop: impl Future<Output = ()>) -> io::Result<()> {
     let (read, mut write) = stream.split();
     let mut line = Vec::new();
     let mut bounded = BufReader::new(read).take(LONGEST as u64);
@@ -123,7 +122,7 @@ async fn call(mut stream: UnixStream, admission: &dyn Admission, draining: impl 
             reply = timeout(ANSWER, admission.answer(request)) => {
                 reply.unwrap_or_else(|_| Reply::new(Verdict::Later, "it takes too long"))
             }
-            () = draining => Reply::new(Verdict::Later, "the daemon is about to end"),
+            () = stop => Reply::new(Verdict::Later, "the daemon is about to end"),
         },
         // An upgrade is under way: the plugin is replaced soon.
         Ok(request) => Reply::new(
@@ -183,6 +182,7 @@ mod tests {
 
     struct Served {
         directory: tempfile::TempDir,
+        stop: CancellationToken,
         shutdown: Shutdown,
     }
 
@@ -194,10 +194,16 @@ mod tests {
             }
             let served = Self {
                 directory: tempfile::tempdir().unwrap(),
+                stop: CancellationToken::new(),
                 shutdown: Shutdown::new(),
             };
             let listener = bind(&served.path()).unwrap();
-            let serving = serve(listener, Arc::new(Captured), served.shutdown.clone());
+            let serving = serve(
+                listener,
+                Arc::new(Captured),
+                served.stop.clone(),
+                served.shutdown.clone(),
+            );
             served.shutdown.spawn("CNI", serving);
             Some(served)
         }
@@ -231,6 +237,7 @@ mod tests {
         while !served.shutdown.tasks().iter().any(|(name, _)| *name == "CNI call") {
             tokio::task::yield_now().await;
         }
+        served.stop.cancel();
         served.shutdown.drain(Duration::from_secs(10)).await;
         assert_eq!(waiting.await.unwrap().verdict, Verdict::Later);
         // Nobody answers any more, and the next daemon takes the place.

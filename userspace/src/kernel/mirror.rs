@@ -95,6 +95,13 @@ impl<K: Copy + Eq + Hash, V: Copy + Eq, T: Table<K, V>> Mirror<K, V, T> {
         })
     }
 
+    /// Reads what somebody else may have written.
+    pub(super) fn reread(&mut self) -> Result<(), MapError> {
+        let held = self.table.entries().map_err(|error| broken(self.name, error))?;
+        self.held = held.into_iter().collect();
+        Ok(())
+    }
+
     pub(super) fn held(&self) -> &HashMap<K, V> {
         &self.held
     }

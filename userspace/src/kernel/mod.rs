@@ -23,6 +23,7 @@ mod trace;
 pub mod watch;
 
 use crate::net::{self, Namespace, PodListeners};
+use cgroup::Cgroup;
 use ipnet::IpNet;
 use mirror::Prefix;
 use parking_lot::Mutex;
@@ -61,6 +62,13 @@ pub struct Kernel {
     cluster: Mutex<ClusterTables>,
     pods: Mutex<PodTables>,
     counters: Counters,
+    cgroup: Cgroup,
+    found: Mutex<Found>,
+}
+
+/// What was there when the state was opened.
+#[derive(Debug)]
+struct Found {
     adopted: Vec<AdoptedPod>,
     unfinished: Vec<u32>,
 }
@@ -106,6 +114,12 @@ impl Kernel {
     /// Loads the programs, or replaces those that an earlier daemon left behind, and attaches what belongs to the node.
     pub fn open(config: &KernelConfig) -> Result<Self, OpenError> {
         open::open(config)
+    }
+
+    /// As [`Kernel::open`], after another daemon had the pinned state for a while: what is in the maps is read anew, and our
+    /// programs take the place of its. Nothing else may be under way.
+    pub fn readopt(&self) -> Result<(), OpenError> {
+        open::readopt(self)
     }
 
     /// Says which namespace and addresses are the node's own.
@@ -245,13 +259,13 @@ impl Kernel {
 
     /// The pods found steered when the state was opened. Until `set_listeners` their mesh connections are refused.
     pub fn adopted_pods(&self) -> Vec<AdoptedPod> {
-        self.adopted.clone()
+        self.found.lock().adopted.clone()
     }
 
     /// The inodes of the namespaces where programs were found, but no steering: an earlier daemon ended in the middle of a
     /// capture or release. Their programs are gone now; rules, routes and sysctls may still be there.
     pub fn unfinished_pods(&self) -> Vec<u32> {
-        self.unfinished.clone()
+        self.found.lock().unfinished.clone()
     }
 }
 

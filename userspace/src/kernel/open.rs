@@ -2,7 +2,7 @@
 //! which of its pods are still there.
 
 use super::{
-    AdoptedPod, Kernel, KernelConfig, OpenError, Tcx,
+    AdoptedPod, Found, Kernel, KernelConfig, OpenError, Tcx,
     cgroup::{self, Cgroup},
     pins::{self, Pins},
     programs::{self, Loading},
@@ -11,7 +11,7 @@ use super::{
 };
 use aya::{
     Ebpf,
-    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SchedClassifier, SockOps, links::FdLink},
+    programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, ProgramFd, SchedClassifier, SockOps, links::FdLink},
     util::KernelVersion,
 };
 use parking_lot::Mutex;
@@ -53,7 +53,7 @@ pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
     let cluster = ClusterTables::adopt(&mut ebpf, &loading)?;
     let mut pods = PodTables::adopt(&mut ebpf, &loading)?;
     let counters = Counters::adopt(&mut ebpf)?;
-    let (adopted, unfinished) = adopt_pods(&pins, &mut pods)?;
+    let found = adopt_pods(&pins, &mut pods)?;
 
     attach_to_node(&mut ebpf, &cgroup, &pins)?;
     let guard_id = load_guard(&mut ebpf)?;
@@ -68,8 +68,37 @@ pub(super) fn open(config: &KernelConfig) -> Result<Kernel, OpenError> {
         cluster: Mutex::new(cluster),
         pods: Mutex::new(pods),
         counters,
-        adopted,
-        unfinished,
+        cgroup,
+        found: Mutex::new(found),
+    })
+}
+
+pub(super) fn readopt(kernel: &Kernel) -> Result<(), OpenError> {
+    kernel.cluster.lock().reread()?;
+    let mut pods = kernel.pods.lock();
+    pods.reread()?;
+    let found = adopt_pods(&kernel.pins, &mut pods)?;
+    let mut ebpf = kernel.ebpf.lock();
+    for name in [programs::DIAL4, programs::DIAL6] {
+        let program: &mut CgroupSockAddr = program(&mut ebpf, name)?;
+        put_back(kernel, name, program.fd())?;
+    }
+    let connect: &mut SockOps = program(&mut ebpf, programs::CONNECT)?;
+    put_back(kernel, programs::CONNECT, connect.fd())?;
+    *kernel.found.lock() = found;
+    Ok(())
+}
+
+/// Gives a pinned link of the node's our program again.
+fn put_back(kernel: &Kernel, name: &'static str, fd: Result<&ProgramFd, ProgramError>) -> Result<(), OpenError> {
+    let path = kernel.pins.link(name);
+    let fd = fd.map_err(|source| refused(name, source))?;
+    if replace(&path, fd.as_fd(), &kernel.cgroup)? {
+        return Ok(());
+    }
+    Err(OpenError::Pin {
+        path,
+        source: io::ErrorKind::NotFound.into(),
     })
 }
 
@@ -88,7 +117,7 @@ fn kernel_version() -> Result<KernelVersion, OpenError> {
 
 /// The pods that are still there. The others' pins and entries are removed: those whose namespace is gone, and those
 /// that were not steered yet (or no longer) when the earlier daemon ended; of the latter the namespaces' inodes.
-fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<(Vec<AdoptedPod>, Vec<u32>), OpenError> {
+fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<Found, OpenError> {
     let pinned = pins.pinned_pods().map_err(|source| OpenError::Pin {
         path: pins.maps(),
         source,
@@ -120,7 +149,7 @@ fn adopt_pods(pins: &Pins, pods: &mut PodTables) -> Result<(Vec<AdoptedPod>, Vec
             inode: namespace(*number).unwrap_or(0),
         })
         .collect();
-    Ok((adopted, unfinished))
+    Ok(Found { adopted, unfinished })
 }
 
 /// Loads and attaches what serves all pods. An earlier daemon's programs serve until the moment ours take their place.

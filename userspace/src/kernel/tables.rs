@@ -41,6 +41,13 @@ impl ClusterTables {
         })
     }
 
+    /// What is in the maps by now, whoever wrote it.
+    pub(super) fn reread(&mut self) -> Result<(), MapError> {
+        self.workloads.reread()?;
+        self.services.reread()?;
+        self.ranges.reread()
+    }
+
     pub(super) fn full(&self) -> impl Iterator<Item = FullMap> {
         [self.workloads.full(), self.services.full(), self.ranges.full()]
             .into_iter()
@@ -73,22 +80,7 @@ impl PodTables {
     pub(super) fn adopt(ebpf: &mut Ebpf, loading: &Loading) -> Result<Self, MapError> {
         let steered: HashMirror<Cookie, PodNumber> = hash(ebpf, loading, names::PODS)?;
         let settings: Array<_, Shared<PodSettings>> = take(ebpf, names::SETTINGS)?;
-        let numbered = steered
-            .held()
-            .iter()
-            .map(|(cookie, pod)| {
-                let Shared(settings) = settings
-                    .get(&pod.get(), 0)
-                    .map_err(|error| broken(names::SETTINGS, error))?;
-                Ok((
-                    *pod,
-                    Numbered {
-                        cookie: cookie.get(),
-                        settings,
-                    },
-                ))
-            })
-            .collect::<Result<_, MapError>>()?;
+        let numbered = steered_pods(&steered, &settings)?;
         Ok(Self {
             room: loading.size(names::SETTINGS),
             numbered,
@@ -100,6 +92,15 @@ impl PodTables {
             port_modes: hash(ebpf, loading, names::PORT_MODES)?,
             own_addresses: hash(ebpf, loading, names::OWN_ADDRESSES)?,
         })
+    }
+
+    /// What is in the maps by now, whoever wrote it.
+    pub(super) fn reread(&mut self) -> Result<(), MapError> {
+        self.steered.reread()?;
+        self.port_modes.reread()?;
+        self.own_addresses.reread()?;
+        self.numbered = steered_pods(&self.steered, &self.settings)?;
+        Ok(())
     }
 
     pub(super) fn full(&self) -> impl Iterator<Item = FullMap> {
@@ -235,6 +236,26 @@ impl PodTables {
         self.numbered.remove(&pod);
         Ok(())
     }
+}
+
+/// The pods that are steered, with their settings.
+fn steered_pods(
+    steered: &HashMirror<Cookie, PodNumber>,
+    settings: &Array<MapData, Shared<PodSettings>>,
+) -> Result<BTreeMap<PodNumber, Numbered>, MapError> {
+    let numbered = |(cookie, pod): (&Cookie, &PodNumber)| -> Result<_, MapError> {
+        let Shared(settings) = settings
+            .get(&pod.get(), 0)
+            .map_err(|error| broken(names::SETTINGS, error))?;
+        Ok((
+            *pod,
+            Numbered {
+                cookie: cookie.get(),
+                settings,
+            },
+        ))
+    };
+    steered.held().iter().map(numbered).collect()
 }
 
 /// The counters of the programs.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -15,9 +16,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Connections taken before other tasks get their turn.
 const TURN: u32 = 64;
 
-/// Hands every connection to `take` until `stop` resolves.
+/// Hands every connection to `take` until `stop` resolves. The socket is closed then, unless somebody else has it as well:
+/// never shut down, for another daemon may accept from it.
 pub(super) async fn accept(
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     stop: impl Future<Output = ()>,
     mut take: impl FnMut(TcpStream, SocketAddr),
 ) {

@@ -11,7 +11,7 @@ use crate::{
     certs::CertStore,
     hbone::{Dial, Dialled, PeerKey, Pool, PoolError},
     mesh::{MeshSnapshot, SpiffeId, Workload, WorkloadUid, policy},
-    net::{self, Namespace, PodListeners, PodPorts},
+    net::{self, Namespace, PodListeners, PodPorts, Role},
     shutdown::Shutdown,
     telemetry::{AccessEntry, ConnectionFacts, HboneSide, Metrics, access},
 };
@@ -19,7 +19,8 @@ use futures::{FutureExt as _, future::BoxFuture};
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::{
@@ -74,11 +75,15 @@ pub(super) struct Pod {
 /// Owns a pod's listeners. Dropped, it stops accepting; connections that are open go on until they end by themselves or
 /// the process does.
 #[must_use = "dropping it stops accepting"]
-pub struct PodHandle(pub(super) Arc<Pod>);
+pub struct PodHandle {
+    pub(super) pod: Arc<Pod>,
+    /// As long as somebody accepts from them.
+    listeners: Vec<(Role, Weak<TcpListener>)>,
+}
 
 impl fmt::Debug for PodHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PodHandle").field(&self.0.uid).finish()
+        f.debug_tuple("PodHandle").field(&self.pod.uid).finish()
     }
 }
 
@@ -116,18 +121,28 @@ pub fn spawn_pod(
         stop_hbone: CancellationToken::new(),
         uid,
     });
-    let register = |sockets: Vec<std::net::TcpListener>| {
+    let register = |sockets: Vec<std::net::TcpListener>| -> Result<Vec<Arc<TcpListener>>, PodError> {
         let registered: io::Result<Vec<_>> = sockets.into_iter().map(TcpListener::from_std).collect();
-        registered.map_err(|source| PodError::Listener {
+        let registered = registered.map_err(|source| PodError::Listener {
             pod: pod.uid.clone(),
             source,
-        })
+        })?;
+        Ok(registered.into_iter().map(Arc::new).collect())
     };
     let (outbound, plaintext, hbone) = (
         register(listeners.outbound)?,
         register(listeners.plaintext)?,
         register(listeners.hbone)?,
     );
+    let listeners = [
+        (Role::Outbound, &outbound),
+        (Role::Plaintext, &plaintext),
+        (Role::Hbone, &hbone),
+    ];
+    let listeners = listeners
+        .into_iter()
+        .flat_map(|(role, sockets)| sockets.iter().map(move |socket| (role, Arc::downgrade(socket))))
+        .collect();
     for listener in outbound {
         pod.serve(listener, "outbound listener", &pod.stop, |pod, socket, from| {
             pod.spawn_bounded("outbound connection", socket, from, outbound::serve);
@@ -166,39 +181,68 @@ pub fn spawn_pod(
             () = cut => watching.connections.close_all(Closed::Cut),
         }
     });
-    Ok(PodHandle(pod))
+    Ok(PodHandle { pod, listeners })
 }
 
 impl PodHandle {
     /// Stops accepting, gives open connections until `deadline` to end, then resets the rest. Peers who have not heard may
     /// open HBONE connections for `linger` yet.
     pub async fn release(self, deadline: Duration, linger: Duration) {
-        self.0.stop.cancel();
+        self.pod.stop.cancel();
         let begun = Instant::now();
         tokio::time::sleep(linger).await;
-        self.0.stop_hbone.cancel();
+        self.pod.stop_hbone.cancel();
         let deadline = deadline.saturating_sub(begun.elapsed());
-        if tokio::time::timeout(deadline, self.0.connections.empty())
+        if tokio::time::timeout(deadline, self.pod.connections.empty())
             .await
             .is_err()
         {
-            self.0.connections.close_all(Closed::Released);
+            self.pod.connections.close_all(Closed::Released);
         }
-        self.0.pool.close();
+        self.pod.pool.close();
+    }
+
+    /// Other descriptors of its listeners, for another daemon that accepts from them as well. What is no longer accepted
+    /// from is missing.
+    ///
+    /// # Errors
+    /// There are too many descriptors open.
+    pub fn listeners(&self) -> io::Result<Vec<(Role, OwnedFd)>> {
+        let open = self.listeners.iter();
+        open.filter_map(|(role, listener)| Some((*role, listener.upgrade()?)))
+            .map(|(role, listener)| Ok((role, listener.as_fd().try_clone_to_owned()?)))
+            .collect()
+    }
+
+    /// The cookie of the pod's network namespace.
+    pub fn namespace(&self) -> u64 {
+        self.pod.namespace.cookie()
+    }
+
+    /// Stops accepting, for somebody else accepts now, and lets peers know that they had better connect anew. What is open
+    /// goes on until it ends or the process does.
+    pub async fn pass_on(self) {
+        self.pod.stop.cancel();
+        self.pod.stop_hbone.cancel();
+        tokio::select! {
+            () = self.pod.connections.empty() => {}
+            () = self.pod.tasks.draining() => return,
+        }
+        self.pod.pool.close();
     }
 }
 
 impl Drop for PodHandle {
     fn drop(&mut self) {
-        self.0.stop.cancel();
-        self.0.stop_hbone.cancel();
+        self.pod.stop.cancel();
+        self.pod.stop_hbone.cancel();
     }
 }
 
 impl Pod {
     fn serve(
         self: &Arc<Self>,
-        listener: TcpListener,
+        listener: Arc<TcpListener>,
         name: &'static str,
         stop: &CancellationToken,
         take: impl Fn(&Arc<Self>, TcpStream, SocketAddr) + Send + Sync + 'static,

@@ -243,7 +243,7 @@ impl TwoNodes {
         let listener = TcpListener::from_std(listener).unwrap();
         let (client, accepted) = tokio::join!(self.dial(PLAINTEXT_PORT), listener.accept());
         let (socket, from) = accepted.unwrap();
-        let pod = Arc::clone(&self.handles[1].0);
+        let pod = Arc::clone(&self.handles[1].pod);
         // Makes room for the application's own listener.
         drop(listener);
         self.server_tasks

@@ -1,0 +1,173 @@
+//! What one daemon of a node does for the cluster at a time: it writes what is captured, answers the CNI plugin and keeps it
+//! installed. Begun when the daemon owns the node, stopped while another may be about to.
+
+use super::{Snapshots, cni::Answers};
+use crate::{
+    cni::{
+        install::{self, Folders},
+        server::{self, SocketError},
+        standing::Namespaces,
+    },
+    kubernetes::{
+        announce::{self, Announcements},
+        client::kubeconfig_for_others,
+    },
+    shutdown::Shutdown,
+};
+use kube::Client;
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::{
+    convert::Infallible,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// How often the token that the plugin uses is looked at: kubelet replaces it every hour.
+const TOKEN: Duration = Duration::from_secs(60);
+
+pub(super) struct Duties {
+    pub(super) announcements: Announcements,
+    pub(super) client: Client,
+    pub(super) node: Arc<str>,
+    pub(super) snapshots: Snapshots,
+    pub(super) plugin: Option<Plugin>,
+    /// Cancelled when Warren is taken off the node.
+    pub(super) leave: CancellationToken,
+    pub(super) shutdown: Shutdown,
+    pub(super) term: Mutex<Option<Term>>,
+}
+
+/// What the CNI plugin needs.
+pub(super) struct Plugin {
+    pub(super) folders: Folders,
+    pub(super) entry: Value,
+    pub(super) socket: PathBuf,
+    pub(super) namespaces: watch::Receiver<Arc<Namespaced>>,
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// For a metric.
+    pub(super) is_installed: Arc<AtomicBool>,
+    pub(super) answers: Arc<Answers>,
+}
+
+/// From a start to the next stop.
+pub(super) struct Term {
+    stop: CancellationToken,
+    /// Closed when the last of its tasks has stopped.
+    running: mpsc::Receiver<Infallible>,
+}
+
+impl Duties {
+    /// # Errors
+    /// The plugin cannot be answered.
+    pub(super) fn start(&self) -> Result<(), SocketError> {
+        let (busy, running) = mpsc::channel(1);
+        let term = Term {
+            stop: CancellationToken::new(),
+            running,
+        };
+        let stop = term.stop.clone();
+        let announcing = announce::announce(
+            self.announcements.clone(),
+            self.client.clone(),
+            Arc::clone(&self.node),
+            self.snapshots.clone(),
+            self.shutdown.clone(),
+        );
+        let announcing = self.until(&stop, &busy, announcing);
+        self.shutdown.spawn_essential("announcements", announcing);
+        if let Some(plugin) = &self.plugin {
+            let listener = server::bind(&plugin.socket)?;
+            let answers = Arc::clone(&plugin.answers);
+            let answering = server::serve(listener, answers, stop.clone(), self.shutdown.clone());
+            self.shutdown
+                .spawn_essential("CNI", self.until(&stop, &busy, answering));
+            let leave = self.leave.clone().cancelled_owned();
+            let folders = || plugin.folders.clone();
+            let (binary, is_installed) = ("/proc/self/exe".into(), Arc::clone(&plugin.is_installed));
+            let installed = install::keep(folders(), binary, plugin.entry.clone(), is_installed, leave);
+            self.shutdown.spawn("CNI plugin", self.until(&stop, &busy, installed));
+            let word = keep_word(folders(), plugin.namespaces.clone());
+            self.shutdown.spawn("CNI namespaces", self.until(&stop, &busy, word));
+            let kubeconfig = keep_kubeconfig(folders(), plugin.kubeconfig.clone());
+            self.shutdown
+                .spawn("CNI kubeconfig", self.until(&stop, &busy, kubeconfig));
+        }
+        *self.term.lock() = Some(term);
+        Ok(())
+    }
+
+    /// Returns once nothing of it is done any more.
+    pub(super) async fn stop(&self) {
+        let term = self.term.lock().take();
+        if let Some(mut term) = term {
+            term.stop.cancel();
+            let _ = term.running.recv().await;
+        }
+    }
+
+    /// A task that is dropped when the term ends, and then lives on in name: its end would be a failure.
+    fn until<T: Future<Output = ()> + Send + 'static>(
+        &self,
+        stop: &CancellationToken,
+        busy: &mpsc::Sender<Infallible>,
+        task: T,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (stop, busy, draining) = (stop.clone(), busy.clone(), self.shutdown.draining());
+        async move {
+            let mut draining = std::pin::pin!(draining);
+            let has_ended = tokio::select! {
+                () = stop.cancelled() => false,
+                // Who waits for an answer is told.
+                () = &mut draining => return stop.cancel(),
+                () = task => true,
+            };
+            drop(busy);
+            if !has_ended {
+                draining.await;
+            }
+        }
+    }
+}
+
+/// Leaves word for the plugin which namespaces are in the mesh, as they change.
+async fn keep_word(folders: Folders, mut namespaces: watch::Receiver<Arc<Namespaced>>) {
+    loop {
+        let mut word = Namespaces::default();
+        for (name, is_mesh) in namespaces.borrow_and_update().iter() {
+            let side = if *is_mesh { &mut word.mesh } else { &mut word.outside };
+            side.insert(name.to_string());
+        }
+        let state = folders.state();
+        let written = tokio::task::spawn_blocking(move || word.write(&state)).await;
+        if let Ok(Err(error)) = written {
+            warn!(%error, "no word is left for the CNI plugin about the namespaces of the mesh");
+        }
+        if namespaces.changed().await.is_err() {
+            // Nobody publishes any more: the daemon ends.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Namespaces by name, and whether their label says that they are in the mesh.
+type Namespaced = std::collections::BTreeMap<Arc<str>, bool>;
+
+async fn keep_kubeconfig(folders: Folders, given: Option<PathBuf>) {
+    let mut before = Vec::new();
+    loop {
+        match kubeconfig_for_others(given.as_deref()) {
+            Ok(text) if text != before => match install::write_kubeconfig(&folders, &text) {
+                Ok(()) => before = text,
+                Err(error) => warn!(%error, "the CNI plugin's way to the API server cannot be written"),
+            },
+            Ok(_) => {}
+            Err(error) => warn!(%error, "the CNI plugin has no way to the API server"),
+        }
+        tokio::time::sleep(TOKEN).await;
+    }
+}

@@ -1,0 +1,226 @@
+//! How a daemon comes to own its node: from the daemon that has it, by a hand-over, or because nobody has it (any more).
+
+use super::{
+    Snapshots,
+    handover::{OURS, WORD},
+    pods::Condition,
+};
+use crate::{
+    admin::Readiness,
+    capture::Inherited,
+    certs::CertStore,
+    handover::{FromPredecessor, FromSuccessor, Given, Heard, Link, LinkError, Taker, Tenure},
+    mesh::{MeshSnapshot, SpiffeId, WorkloadUid},
+    net::PodListeners,
+};
+use anyhow::{Context, bail};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+/// How often a daemon that may not begin yet tries again.
+const POLL: Duration = Duration::from_millis(100);
+/// How long certificates may take: less than the predecessor waits.
+const FETCHING: Duration = Duration::from_secs(10);
+/// How long the predecessor may take to stand still.
+const TAKING: Duration = Duration::from_secs(30);
+/// How long this daemon may take to serve: less than the predecessor waits for it.
+pub(super) const SERVING: Duration = Duration::from_secs(20);
+/// How long the predecessor may take for its goodbye.
+const GOODBYE: Duration = Duration::from_secs(10);
+/// How far our picture of the cluster may be behind the predecessor's.
+const LAG: Duration = Duration::from_secs(1);
+
+/// How the node came to this daemon.
+pub(super) enum Arrival {
+    /// Nobody had it.
+    First(Tenure),
+    /// The predecessor has stopped, and still accepts.
+    Heir(Heir),
+}
+
+pub(super) struct Heir {
+    link: Link,
+    taker: Taker,
+    tenure: Tenure,
+    pub(super) pods: Vec<WorkloadUid>,
+    pub(super) inherited: Inherited,
+    begun: Instant,
+}
+
+/// Waits until the node is this daemon's. `prepare` is done while the predecessor still does everything.
+///
+/// # Errors
+/// The lock cannot be used.
+pub(super) async fn arrive(
+    socket: &Path,
+    node: &str,
+    readiness: &Readiness,
+    prepare: impl AsyncFn(),
+) -> anyhow::Result<Arrival> {
+    let mut is_told = false;
+    loop {
+        match Link::open(socket) {
+            Ok(Some(link)) => match ask(link, node, &prepare).await {
+                Ok(Some(heir)) => return Ok(Arrival::Heir(heir)),
+                Ok(None) => {}
+                Err(error) => info!(error = format!("{error:#}"), "the node's daemon has not handed over"),
+            },
+            Ok(None) => {}
+            Err(error) => {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the node's daemon cannot be asked"
+                );
+            }
+        }
+        if let Some(tenure) = Tenure::take(socket)? {
+            return Ok(Arrival::First(tenure));
+        }
+        if !is_told {
+            info!("another daemon has this node: waiting");
+            readiness.pending(Condition::Node.name(), "another daemon has this node");
+            is_told = true;
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// `None` if the predecessor will not hand over, and was asked to end.
+async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<Heir>> {
+    let mut taker = Taker::Greeted;
+    let hello = FromSuccessor::Hello {
+        version: OURS,
+        node: node.to_owned(),
+    };
+    link.say(&hello, &[], WORD).await?;
+    // It may be in the middle of another conversation.
+    match hear(&link, &mut taker, TAKING).await?.0 {
+        Heard::Welcome => {}
+        Heard::Refused(why) => {
+            warn!(
+                why,
+                "the node's daemon cannot hand over to this one, and is asked to end"
+            );
+            link.say(&FromSuccessor::Leave, &[], WORD).await?;
+            return Ok(None);
+        }
+        Heard::Taken | Heard::Pod(_) | Heard::Goodbye | Heard::Revoked(_) => bail!("it speaks out of turn"),
+    }
+    prepare().await;
+    let begun = Instant::now();
+    link.say(&FromSuccessor::Take, &[], WORD).await?;
+    taker.asked();
+    let (heard, descriptors) = hear(&link, &mut taker, TAKING).await?;
+    if let Heard::Revoked(why) = heard {
+        bail!("it goes on: {why}");
+    }
+    let tenure = descriptors.into_iter().next().map(Tenure::given);
+    let mut heir = Heir {
+        link,
+        taker,
+        tenure: tenure.context("it gave nothing")?,
+        pods: Vec::new(),
+        inherited: Inherited::default(),
+        begun,
+    };
+    while let Taker::Receiving(_) = heir.taker {
+        let (heard, descriptors) = hear(&heir.link, &mut heir.taker, WORD).await?;
+        match heard {
+            Heard::Pod(given) => heir.receive(given, descriptors),
+            Heard::Revoked(why) => bail!("it goes on: {why}"),
+            Heard::Welcome | Heard::Refused(_) | Heard::Taken | Heard::Goodbye => bail!("it speaks out of turn"),
+        }
+    }
+    info!(pods = heir.pods.len(), took = ?heir.begun.elapsed(), "the listeners of the node's daemon are taken over");
+    Ok(Some(heir))
+}
+
+async fn hear(link: &Link, taker: &mut Taker, within: Duration) -> anyhow::Result<(Heard, Vec<std::os::fd::OwnedFd>)> {
+    let (said, descriptors) = link.hear::<FromPredecessor>(within).await?;
+    Ok((taker.hear(said, descriptors.len())?, descriptors))
+}
+
+/// Certificates for the pods to come, as far as they are to be had within a short time.
+pub(super) async fn fetch(certs: &CertStore, identities: &BTreeSet<SpiffeId>) {
+    certs.want(identities.clone());
+    let fetched = identities.iter().map(|id| certs.get(id));
+    match timeout(FETCHING, futures::future::join_all(fetched)).await {
+        Ok(fetched) => {
+            for error in fetched.into_iter().filter_map(Result::err) {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a pod is taken over without its certificate"
+                );
+            }
+        }
+        Err(_) => warn!("not every certificate arrives in time"),
+    }
+}
+
+impl Heir {
+    fn receive(&mut self, given: Given, descriptors: Vec<std::os::fd::OwnedFd>) {
+        let sockets = given.roles.iter().copied().zip(descriptors);
+        match PodListeners::inherit(given.namespace, sockets) {
+            Ok(listeners) => self.inherited.put(given.namespace, listeners),
+            // It gets listeners of its own.
+            Err(error) => {
+                warn!(workload = %given.workload, error = &error as &dyn std::error::Error, "what was given for a pod is of no use");
+            }
+        }
+        self.pods.push(given.workload);
+    }
+
+    /// Waits until our picture of the cluster has the pods that we were given, and these.
+    pub(super) async fn catch_up(&self, snapshots: &mut Snapshots, is_up_to_date: impl Fn(&MeshSnapshot) -> bool) {
+        let knows = |snapshot: &MeshSnapshot| {
+            let mut pods = self.pods.iter();
+            pods.all(|pod| snapshot.workloads.contains_key(pod)) && is_up_to_date(snapshot)
+        };
+        if timeout(LAG, snapshots.wait_for(|snapshot| knows(snapshot)))
+            .await
+            .is_err()
+        {
+            // One that has ended stays unknown.
+            debug!("not every pod that was given is known");
+        }
+    }
+
+    /// How long is left until this daemon has to serve.
+    pub(super) fn left(&self) -> Duration {
+        SERVING.saturating_sub(self.begun.elapsed())
+    }
+
+    /// Every pod is served: the node is ours when this returns.
+    ///
+    /// # Errors
+    /// The predecessor has it still.
+    pub(super) async fn served(mut self) -> anyhow::Result<Tenure> {
+        // One that has changed its mind has said so before it closed, and that can still be read.
+        let _ = self.link.say(&FromSuccessor::Served, &[], WORD).await;
+        let mut heard = self.link.hear::<FromPredecessor>(GOODBYE).await;
+        if matches!(heard, Err(LinkError::Closed)) {
+            heard = self.link.hear::<FromPredecessor>(GOODBYE).await;
+        }
+        let said = match heard {
+            Ok((said, descriptors)) => self.taker.hear(said, descriptors.len())?,
+            Err(LinkError::Closed) => {
+                warn!("the daemon before this one ended in the middle of its hand-over");
+                return Ok(self.tenure);
+            }
+            Err(error) => return Err(error).context("whether the daemon before this one has let go is not known"),
+        };
+        match said {
+            Heard::Goodbye => {
+                info!(pods = self.pods.len(), took = ?self.begun.elapsed(), "this daemon serves the node's pods now");
+                Ok(self.tenure)
+            }
+            Heard::Revoked(why) => bail!("the daemon before this one goes on: {why}"),
+            Heard::Welcome | Heard::Refused(_) | Heard::Taken | Heard::Pod(_) => bail!("it speaks out of turn"),
+        }
+    }
+}
