@@ -55,9 +55,16 @@ pub struct MeshBuilder {
     controller_args: Vec<String>,
     env: Vec<(String, String)>,
     ipv6: bool,
+    handover: bool,
 }
 
 impl MeshBuilder {
+    /// The daemons can be replaced: [`Daemon::replace`].
+    #[must_use]
+    pub fn handover(self) -> Self {
+        Self { handover: true, ..self }
+    }
+
     /// The controller is reached by its IPv6 address.
     #[must_use]
     pub fn ipv6(self, ipv6: bool) -> Self {
@@ -125,11 +132,18 @@ impl MeshBuilder {
             ensure!(files.root.exists(), "no {}", files.root.display());
             namespace.run(|| Ok(std::net::TcpStream::connect_timeout(&at, Duration::from_secs(1)).map(drop)?))
         })?;
+        let handover = |node: Node| {
+            let socket = directory.join(format!("handover-{}.sock", node.letter()));
+            self.handover.then(|| format!("--handover-socket={}", socket.display()))
+        };
         let daemon = |node: Node| Daemon {
             place: world.daemon(node),
             process: None,
+            generation: 0,
+            successors: 0,
             args: node_args(world, node, &files, at)
                 .into_iter()
+                .chain(handover(node))
                 .chain(self.node_args.iter().cloned())
                 .collect(),
             env: self.env.clone(),
@@ -240,6 +254,10 @@ impl Mesh {
 pub struct Daemon {
     place: Place,
     process: Option<Process>,
+    /// How many daemons were replaced here. In the tests they share the node's namespace, so each needs ports of its own.
+    generation: u16,
+    /// How many successors were started: each has a log of its own.
+    successors: u16,
     warren: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -249,10 +267,47 @@ impl Daemon {
     /// Starts it, and does not wait until it is ready.
     pub fn start(&mut self) -> Result<&mut Process> {
         let mut command = self.place.command(&self.warren).args(&self.args);
+        if self.generation > 0 {
+            let ports = [
+                ("admin", ADMIN_PORT),
+                ("metrics", METRICS_PORT),
+                ("readiness", READY_PORT),
+            ];
+            let port = |(name, port)| format!("--{name}-port={}", self.port(port));
+            command = command
+                .args(ports.map(port))
+                .named(format!("{}-warren-{}", self.place.name, self.successors));
+        }
         for (key, value) in &self.env {
             command = command.env(key, value);
         }
         Ok(self.process.insert(command.spawn()?))
+    }
+
+    /// Starts a successor and waits until it is ready: the daemon is that one from then on. Gives back the one before, which
+    /// runs on.
+    pub fn replace(&mut self, deadline: Duration) -> Result<Process> {
+        let before = self.process.take().context("there is no daemon to replace")?;
+        self.generation += 1;
+        self.successors += 1;
+        self.restart(deadline)?;
+        Ok(before)
+    }
+
+    /// Starts a successor and does not wait; it is given back. The daemon stays the one that it is.
+    pub fn start_successor(&mut self) -> Result<Process> {
+        let before = self.process.take();
+        self.generation += 1;
+        self.successors += 1;
+        let started = self.start().map(drop);
+        let successor = std::mem::replace(&mut self.process, before);
+        self.generation -= 1;
+        started?;
+        successor.context("no successor")
+    }
+
+    fn port(&self, port: u16) -> u16 {
+        port + 100 * (self.generation % 8)
     }
 
     /// The process. Panics when the daemon was never started.
@@ -292,7 +347,7 @@ impl Daemon {
     pub fn start_timed(&mut self, deadline: Duration) -> Result<Duration> {
         let begin = Instant::now();
         self.start()?;
-        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), READY_PORT);
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port(READY_PORT));
         // One thread in the namespace that asks every millisecond: entering it anew each time would be measured as well.
         let took = self.place.namespace.run(|| {
             while begin.elapsed() < deadline {
@@ -320,7 +375,7 @@ impl Daemon {
 
     /// `GET` from the daemon, asked inside its node's namespace.
     pub fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
-        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port(port));
         self.place.namespace.run(|| http_get(address, path))
     }
 

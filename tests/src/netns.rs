@@ -19,6 +19,12 @@ impl Namespace {
         Self { name: name.into() }
     }
 
+    /// The one that a process is in.
+    pub fn of_process(pid: u32) -> Self {
+        // An absolute path takes the place of the folder that names are looked up in.
+        Self::named(format!("/proc/{pid}/ns/net"))
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -1,6 +1,7 @@
 //! A real Kubernetes with Warren in it, for tests of level cluster: `cargo xtask test cluster` brings it up and says where
 //! it is, all tests of a run share it. Each works in a namespace of its own.
 
+mod inside;
 mod kubectl;
 mod namespace;
 mod warren;

@@ -78,7 +78,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// The name of the daemon's pod on a node.
+    /// Replaces every daemon, as an update would, and waits until the new ones have taken over.
+    ///
+    /// # Errors
+    /// They have not, in time.
+    pub fn restart_daemons(&self) -> Result<()> {
+        self.kubectl
+            .run(["-n", NAMESPACE, "rollout", "restart", "daemonset/warren-node"])?;
+        self.warren_ready()
+    }
+
+    /// The name of the daemon's pod on a node; of the newest, where an earlier one still drains.
     ///
     /// # Errors
     /// There is none.
@@ -93,8 +103,9 @@ impl Cluster {
             "app.kubernetes.io/name=warren-node",
             "--field-selector",
             &field,
+            "--sort-by=.metadata.creationTimestamp",
             "-o",
-            "jsonpath={.items[0].metadata.name}",
+            "jsonpath={.items[-1:].metadata.name}",
         ];
         self.kubectl.run(words)
     }

@@ -1,0 +1,228 @@
+//! Daemons are replaced under load: the next one takes the listeners over, and no new connection fails.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, SockAddr, Socket, Type};
+use warren_tests::load::{ConnectRate, Report};
+use warren_tests::mesh::binary;
+use warren_tests::wait::wait_until_ok;
+use warren_tests::{Conversation, DEADLINE, Mesh, Node, PodSpec, Process, World};
+
+const PORT: u16 = 7001;
+/// New connections a second: with time to spare for daemons without optimisation, two of which carry each connection.
+const RATE: f64 = 250.0;
+const DRAIN: Duration = Duration::from_secs(2);
+/// What a daemon says when it has let go, and when it goes on after all.
+const LET_GO: &str = "another daemon serves this node's pods now";
+const GOES_ON: &str = "capture goes on";
+/// Of the maps in the kernel.
+const LAYOUT: u32 = 1;
+
+struct Scene {
+    world: World,
+    mesh: Mesh,
+    _server: Process,
+    to: SocketAddr,
+}
+
+impl Scene {
+    fn start(prefix: &str) -> Result<Self> {
+        let world = World::builder(prefix)
+            .pod(PodSpec::new("client", Node::A))
+            .pod(PodSpec::new("server", Node::B))
+            .start()?;
+        let mesh = Mesh::builder()
+            .handover()
+            .node_arg(format!("--drain-deadline={}s", DRAIN.as_secs()))
+            .start(&world)?;
+        let listen = format!("--listen=[::]:{PORT}");
+        let server = world
+            .pod("server")
+            .command(binary("load")?)
+            .args(["serve", &listen])
+            .spawn()?;
+        server.wait_for_line("listening", DEADLINE)?;
+        let to = SocketAddr::new(world.pod("server").ip(false), PORT);
+        Ok(Self {
+            world,
+            mesh,
+            _server: server,
+            to,
+        })
+    }
+
+    /// New connections at a steady rate, in the background.
+    fn traffic(&self, seconds: u32) -> Result<Process> {
+        let command = self.world.pod("client").command(binary("load")?);
+        command
+            .args(["connect", &format!("--to={}", self.to), "--workers=256"])
+            .args([format!("--rate={RATE}"), format!("--seconds={seconds}")])
+            .named("traffic")
+            .spawn()
+    }
+
+    fn socket(&self, node: Node) -> PathBuf {
+        let name = format!("handover-{}.sock", node.letter());
+        self.mesh.ca_directory().with_file_name(name)
+    }
+}
+
+/// Somebody who speaks as a successor does.
+struct Stranger(Socket);
+
+impl Stranger {
+    fn meet(at: &Path) -> Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.connect(&SockAddr::unix(at)?)?;
+        Ok(Self(socket))
+    }
+
+    fn say(&self, word: &str) -> Result<()> {
+        self.0.send(word.as_bytes())?;
+        Ok(())
+    }
+
+    /// The next word, which must be this one.
+    fn hear(&self, word: &str) -> Result<String> {
+        let mut said = [0; 4096];
+        let length = (&self.0).read(&mut said)?;
+        let said = String::from_utf8_lossy(&said[..length]).into_owned();
+        ensure!(
+            said.contains(&format!("\"say\":\"{word}\"")),
+            "it said {said:?}, not {word}"
+        );
+        Ok(said)
+    }
+}
+
+/// What the traffic has to say at its end. No connection may have failed.
+fn without_a_failure(mut traffic: Process, seconds: u32) -> Result<ConnectRate> {
+    ensure!(traffic.is_running(), "it ended before its time: {}", traffic.log());
+    let status = traffic.wait(Duration::from_secs(u64::from(seconds) + 30))?;
+    let said = traffic.stdout();
+    ensure!(status.success(), "{}", traffic.log());
+    let line = said.lines().find(|line| line.starts_with('{')).context(said.clone())?;
+    let Report::Connect(connects) = serde_json::from_str(line)? else {
+        anyhow::bail!("{line}")
+    };
+    eprintln!("{line}");
+    ensure!(connects.errors == 0, "{line}");
+    let expected = f64::from(seconds) * RATE;
+    ensure!(connects.rate.operations as f64 > 0.9 * expected, "too few: {line}");
+    Ok(connects)
+}
+
+fn took(daemon: &Process) -> String {
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(LET_GO)).unwrap_or_default();
+    line.to_owned()
+}
+
+#[test]
+fn daemons_are_replaced_again_and_again_and_no_new_connection_fails() -> Result<()> {
+    const SECONDS: u32 = 40;
+    let mut scene = Scene::start("wt-replaced")?;
+    let mut long = Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+    long.send(b"E")?;
+    let traffic = scene.traffic(SECONDS)?;
+    let begun = Instant::now();
+    let mut before = Vec::new();
+    for _ in 0..3 {
+        for node in Node::BOTH {
+            let daemon = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
+            daemon.wait_for_line(LET_GO, DEADLINE)?;
+            eprintln!("{}", took(&daemon));
+            before.push(daemon);
+        }
+    }
+    eprintln!("6 hand-overs in {:?}", begun.elapsed());
+    // All six are there still, and so is what they carry.
+    let mut frame = [b'.'; 1023];
+    frame[1022] = b'\n';
+    long.send(&frame)?;
+    wait_until_ok("the long connection echoes", DEADLINE, || {
+        ensure!(long.received().len() == 1024, "{} bytes", long.received().len());
+        Ok(())
+    })?;
+    // Those that come last serve, and tell it.
+    for node in Node::BOTH {
+        let daemon = scene.mesh.daemon(node);
+        daemon.wait_for_line("connection complete", DEADLINE)?;
+    }
+    // Their end takes what is old with it, and nothing else.
+    for daemon in &mut before {
+        let status = daemon.stop(DRAIN + DEADLINE)?;
+        ensure!(status.success(), "it ended with {status}: {}", daemon.log());
+    }
+    long.wait_for_end(DEADLINE)?;
+    without_a_failure(traffic, SECONDS)?;
+    Ok(())
+}
+
+#[test]
+fn a_successor_that_dies_before_it_serves_leaves_everything_as_it_was() -> Result<()> {
+    const SECONDS: u32 = 40;
+    let mut scene = Scene::start("wt-successor")?;
+    let traffic = scene.traffic(SECONDS)?;
+    for round in 1..=2 {
+        for node in Node::BOTH {
+            let name = scene.world.node(node).name.clone();
+            let successor = Stranger::meet(&scene.socket(node))?;
+            successor.say(&format!(
+                r#"{{"say":"hello","version":{{"protocol":1,"layout":{LAYOUT}}},"node":"{name}"}}"#
+            ))?;
+            successor.hear("welcome")?;
+            successor.say(r#"{"say":"take"}"#)?;
+            successor.hear("taken")?;
+            successor.hear("pod")?;
+            // It dies, and what it was given is closed with it.
+            drop(successor);
+            let daemon = scene.mesh.daemon(node);
+            wait_until_ok("the daemon goes on", DEADLINE, || {
+                let times = daemon.log().matches(GOES_ON).count();
+                ensure!(times == round, "{times} times");
+                Ok(())
+            })?;
+        }
+    }
+    // Nothing that a daemon does has stopped: it captures, serves, and hands over to one that lives.
+    scene.world.add_pods(vec![PodSpec::new("newcomer", Node::A)])?;
+    wait_until_ok("a new pod is captured", DEADLINE, || {
+        let dump = scene.mesh.daemon(Node::A).config_dump()?;
+        let pods = dump["capturedPods"].as_array().context("no pods")?.clone();
+        let captured = |pod: &serde_json::Value| pod["state"] == "captured";
+        ensure!(pods.len() == 2 && pods.iter().all(captured), "{pods:?}");
+        Ok(())
+    })?;
+    let mut long = Conversation::open(scene.world.pod("newcomer"), scene.to, DEADLINE)?;
+    long.send(b"E")?;
+    for node in Node::BOTH {
+        let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
+        before.wait_for_line(LET_GO, DEADLINE)?;
+    }
+    without_a_failure(traffic, SECONDS)?;
+    Ok(())
+}
+
+#[test]
+fn a_daemon_of_another_version_is_refused_and_may_have_the_node_after_this_ones_end() -> Result<()> {
+    let mut scene = Scene::start("wt-version")?;
+    let stranger = Stranger::meet(&scene.socket(Node::A))?;
+    stranger.say(r#"{"say":"hello","version":{"protocol":99,"layout":1},"node":"x"}"#)?;
+    let said = stranger.hear("refused")?;
+    ensure!(said.contains("version 99"), "it said {said}");
+    let daemon = scene.mesh.daemon_mut(Node::A);
+    ensure!(daemon.process().is_running(), "it ended");
+    // Another waits until there is no owner.
+    stranger.say(r#"{"say":"leave"}"#)?;
+    let status = daemon.process().wait(DRAIN + DEADLINE)?;
+    ensure!(status.success(), "it ended with {status}");
+    daemon.restart(DEADLINE)?;
+    Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+    Ok(())
+}
