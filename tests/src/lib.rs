@@ -25,6 +25,7 @@ pub mod manifests;
 pub mod mesh;
 pub mod netns;
 pub mod process;
+pub mod scale;
 pub mod topology;
 pub mod wait;
 

@@ -1,5 +1,6 @@
 //! The cluster that tests of level cluster run on: the rig of tests/kube, built once into the cache and brought up for one
-//! run, or whichever cluster `KUBECONFIG` leads to. Where neither can be, it says what is missing.
+//! run, or whichever cluster `KUBECONFIG` leads to. Where neither can be, it says what is missing. And the API server
+//! alone that the benchmark at scale fills.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,8 +11,9 @@ use crate::{image, run, tree};
 
 /// The image's tag, so that no test takes a released image for the one of this tree.
 const TAG: &str = "test";
-/// Prefix of the rig's namespaces; one rig of this name at a time.
+/// Prefixes of the rigs' namespaces; one rig of a name at a time.
 const RIG: &str = "wtcl";
+const RIG_OF_SCALE: &str = "wtsc";
 /// The rig's image with busybox.
 const BUSYBOX: &str = "rig.local/busybox:1";
 /// What the rig's scripts call.
@@ -47,6 +49,7 @@ pub(crate) struct Cluster {
 
 #[derive(Debug)]
 struct Rig {
+    name: &'static str,
     binaries: PathBuf,
 }
 
@@ -114,7 +117,7 @@ impl Cluster {
         let mut environment = vec![("WARREN_IMAGE_TAG", TAG.to_owned())];
         let rig = match choice {
             Choice::Rig => {
-                let rig = Rig::build()?;
+                let rig = Rig::build(RIG)?;
                 environment.push(("KUBECONFIG", rig.kubeconfig().display().to_string()));
                 environment.extend(rig.environment());
                 environment.push(("WARREN_RIG", script("rig.sh").display().to_string()));
@@ -177,20 +180,59 @@ impl Drop for Cluster {
         if std::env::var_os("WARREN_KEEP_CLUSTER").is_some() {
             return;
         }
-        let down = self
-            .rig
-            .as_ref()
-            .map(|rig| rig.command(&["down"]).and_then(|mut down| run::run(&mut down)));
-        if let Some(Err(error)) = down {
-            run::say(&format!("the test cluster stays: {error:#}"));
+        if let Some(rig) = &self.rig {
+            rig.down();
         }
     }
 }
 
+/// An API server, and nobody but us who changes its objects. Goes down with this value.
+#[derive(Debug)]
+pub(crate) struct ApiServer(Rig);
+
+impl ApiServer {
+    pub(crate) fn up() -> Result<Self> {
+        let lacks = lacks_of_rig();
+        if !lacks.is_empty() {
+            bail!("an API server cannot run here; there is no {}", lacks.join(", no "));
+        }
+        let this = Self(Rig::build(RIG_OF_SCALE)?);
+        let definitions = tree::root()
+            .join("deploy/manifests/warren-crds.yaml")
+            .display()
+            .to_string();
+        run::step("bringing an API server up", || {
+            for arguments in [
+                &["up", "0"][..],
+                // They would take nodes without kubelets for dead, and their pods away.
+                &["stop", "kube-controller-manager"],
+                &["stop", "kube-scheduler"],
+                &["kubectl", "apply", "--filename", &definitions],
+            ] {
+                run::run(&mut this.0.command(arguments)?)?;
+            }
+            Ok(())
+        })?;
+        Ok(this)
+    }
+
+    /// `program` in the API server's network, with the way to it in KUBECONFIG.
+    pub(crate) fn command(&self, program: &Path, environment: &[(&'static str, String)]) -> Result<Command> {
+        let program = program.display().to_string();
+        self.0.command_with(&["cp", &program], environment)
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.0.down();
+    }
+}
+
 impl Rig {
-    fn build() -> Result<Self> {
+    fn build(name: &'static str) -> Result<Self> {
         let binaries = binaries().context("there is no folder for the test cluster")?;
-        let rig = Self { binaries };
+        let rig = Self { name, binaries };
         if tree::find("go").is_none() {
             run::say("no go here: the test cluster is taken as it lies in the cache");
             return Ok(rig);
@@ -202,7 +244,7 @@ impl Rig {
     }
 
     fn state(&self) -> PathBuf {
-        std::env::temp_dir().join(format!("kube-rig-{RIG}"))
+        std::env::temp_dir().join(format!("kube-rig-{}", self.name))
     }
 
     fn kubeconfig(&self) -> PathBuf {
@@ -212,20 +254,27 @@ impl Rig {
     fn environment(&self) -> [(&'static str, String); 3] {
         [
             ("BIN", self.binaries.display().to_string()),
-            ("P", RIG.to_owned()),
+            ("P", self.name.to_owned()),
             ("RUN", self.state().display().to_string()),
         ]
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
+        self.command_with(arguments, &[])
+    }
+
+    fn command_with(&self, arguments: &[&str], more: &[(&'static str, String)]) -> Result<Command> {
         let script = script("rig.sh").display().to_string();
-        let mut command = run::as_root(
-            &script,
-            &self.environment(),
-            "the test cluster lives in network namespaces",
-        )?;
+        let environment = [self.environment().as_slice(), more].concat();
+        let mut command = run::as_root(&script, &environment, "the test cluster lives in network namespaces")?;
         command.args(arguments).stdin(Stdio::null());
         Ok(command)
+    }
+
+    fn down(&self) {
+        if let Err(error) = self.command(&["down"]).and_then(|mut down| run::run(&mut down)) {
+            run::say(&format!("the test cluster stays: {error:#}"));
+        }
     }
 }
 

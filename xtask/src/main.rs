@@ -31,7 +31,8 @@ Tasks:
   demo           two nodes and four pods on this machine, real traffic, every claim shown
   test [LEVEL]   run the tests: pure, kernel, net or cluster; without a level all of them
   lint           format, clippy for the host and for the bpf target, import walls, licences, advisories
-  bench          measure the mesh beside plain connections and beside the least an encrypted path costs
+  bench          measure the mesh beside plain connections and beside the least an encrypted path costs;
+                 bench scale: one node's daemon on a cluster of up to 20,000 pods
   help [TASK]    this text, or a task's own
 
 `demo`, `test` and `bench` run the part of `setup` that they need by themselves.
@@ -134,6 +135,11 @@ Build everything for release and measure. Arguments go to the benchmark as they 
 lists them. Needs root: an ordinary user is asked for sudo.
 
 Usage: cargo xtask bench [--pin] [--out FILE] …
+       cargo xtask bench scale [--pods N,N] [--rate N] [--seconds N] [--out FILE]
+
+`bench scale` brings a real API server up (tests/kube), fills it with generated objects, and measures one node's daemon at
+each size while the cluster changes: memory, CPU, the time from the API server's acknowledgement of a change to the
+snapshot that has it, and what it asks of the API server.
 ";
 
 fn main() -> ExitCode {

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use crate::cluster::ApiServer;
 use crate::image::{self, Architecture};
 use crate::{ebpf, run, setup, tree};
 
@@ -61,12 +62,26 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     Err(run::become_program(privileged("demo", arguments, reason)?))
 }
 
-/// The mesh measured beside plain connections.
+/// The mesh measured beside plain connections, or one daemon beside a large cluster.
 pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
+    if let Some(("scale", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return scale(rest);
+    }
     setup::for_bench()?;
     build_release(&["--package", "warren", "--package", "warren-tests", "--bins"])?;
     let reason = "the benchmark makes network namespaces and loads kernel programs";
     Err(run::become_program(privileged("bench", arguments, reason)?))
+}
+
+fn scale(arguments: &[String]) -> Result<ExitCode> {
+    setup::for_building()?;
+    build_release(&["--package", "warren", "--package", "warren-tests", "--bins"])?;
+    let built = release_folder()?;
+    let server = ApiServer::up()?;
+    let mut command = server.command(&built.join("scale"), &environment(&built))?;
+    command.args(arguments.iter().filter(|argument| *argument != "--"));
+    run::run(&mut command)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Builds for release, and leaves the binary where one looks for it: cargo has a folder of its own for a named target.
