@@ -185,7 +185,8 @@ fn a_change_costs_the_same_in_a_mesh_of_any_size() {
         )
     };
     let renumbered = |index: &mut Index| apply(index, Kind::Service, &service(7, "11.9.0.1"));
-    let changes: [(&str, &dyn Fn(&mut Index)); 5] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Index));
+    let changes: [Change<'_>; 5] = [
         ("relabelled", &relabelled),
         ("moved", &moved),
         ("gone", &gone),
