@@ -207,29 +207,9 @@ fn check_names_a_policy_that_is_not_understood() -> Result<()> {
 #[test]
 fn check_names_a_daemon_that_is_missing() -> Result<()> {
     let cluster = fresh()?;
-    let patch = "{\"spec\":{\"template\":{\"spec\":{\"nodeSelector\":{\"warren.mesh/test\":\"nowhere\"}}}}}";
-    cluster.kubectl.run([
-        "-n",
-        SYSTEM,
-        "patch",
-        "daemonset",
-        "warren-node",
-        "--type=merge",
-        "-p",
-        patch,
-    ])?;
+    cluster.withdraw_daemons()?;
     is_named(cluster, "daemon-missing", &cluster.nodes()?[0])?;
-    let patch = patch.replace("\"nowhere\"", "null");
-    cluster.kubectl.run([
-        "-n",
-        SYSTEM,
-        "patch",
-        "daemonset",
-        "warren-node",
-        "--type=merge",
-        "-p",
-        &patch,
-    ])?;
+    cluster.readmit_daemons()?;
     cluster.install_warren()?;
     is_well(cluster)
 }

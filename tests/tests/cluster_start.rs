@@ -52,44 +52,12 @@ fn first_connections(namespace: &Namespace<'_>, name: &str) -> Result<u32> {
     Ok(failed.parse().unwrap_or(0))
 }
 
-/// Takes the daemons off their nodes without deleting the DaemonSet, or lets them come back.
-fn daemons(wanted: bool) -> Result<()> {
-    let selector = if wanted { "null" } else { "\"nowhere\"" };
-    let patch =
-        format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"warren.mesh/test\":{selector}}}}}}}}}}}");
-    let words = [
-        "-n",
-        "warren-system",
-        "patch",
-        "daemonset",
-        "warren-node",
-        "--type=merge",
-        "-p",
-        &patch,
-    ];
-    cluster().kubectl.run(words)?;
-    if wanted {
-        return cluster().warren_ready();
-    }
-    let pods = [
-        "-n",
-        "warren-system",
-        "get",
-        "pods",
-        "-l",
-        "app.kubernetes.io/name=warren-node",
-        "-o",
-        "name",
-    ];
-    cluster().kubectl.until(PATIENCE, &pods, str::is_empty).map(drop)
-}
-
 /// Brings the daemons back when the test ends, however it ends.
 struct Back;
 
 impl Drop for Back {
     fn drop(&mut self) {
-        if let Err(error) = daemons(true) {
+        if let Err(error) = cluster().readmit_daemons() {
             eprintln!("the daemons do not come back: {error:#}");
         }
     }
@@ -135,7 +103,7 @@ fn without_a_daemon_a_pod_outside_starts_at_once_and_one_of_the_mesh_waits_and_i
     let node = cluster.nodes()?.remove(0);
     let (inside, outside) = (cluster.namespace("waits", AMBIENT)?, cluster.namespace("free", "")?);
     let back = Back;
-    daemons(false)?;
+    cluster.withdraw_daemons()?;
 
     let begin = Instant::now();
     outside.client("web", &on(&node))?;

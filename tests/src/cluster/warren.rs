@@ -7,6 +7,8 @@ use std::{process::Command, time::Duration};
 
 pub const NAMESPACE: &str = "warren-system";
 const ROLLOUT: Duration = Duration::from_secs(120);
+/// The label of the daemons' pods.
+const DAEMONS: &str = "app.kubernetes.io/name=warren-node";
 
 /// What a subcommand of `warren` said, and how it ended.
 #[derive(Debug)]
@@ -88,6 +90,35 @@ impl Cluster {
         self.warren_ready()
     }
 
+    /// Takes the daemons off their nodes without deleting their DaemonSet, and waits until they are gone.
+    ///
+    /// # Errors
+    /// They are not, in time.
+    pub fn withdraw_daemons(&self) -> Result<()> {
+        self.daemons_on("\"nowhere\"")?;
+        let pods = ["-n", NAMESPACE, "get", "pods", "-l", DAEMONS, "-o", "name"];
+        self.kubectl.until(PATIENCE, &pods, str::is_empty).map(drop)
+    }
+
+    /// Lets withdrawn daemons come back, and waits until they are ready.
+    ///
+    /// # Errors
+    /// They are not, in time.
+    pub fn readmit_daemons(&self) -> Result<()> {
+        self.daemons_on("null")?;
+        self.warren_ready()
+    }
+
+    /// Daemons run where the label `warren.mesh/test`, which no node has, is this JSON value; everywhere, if it is `null`.
+    fn daemons_on(&self, value: &str) -> Result<()> {
+        let patch =
+            format!("{{\"spec\":{{\"template\":{{\"spec\":{{\"nodeSelector\":{{\"warren.mesh/test\":{value}}}}}}}}}}}");
+        let daemons = "daemonset/warren-node";
+        self.kubectl
+            .run(["-n", NAMESPACE, "patch", daemons, "--type=merge", "-p", &patch])
+            .map(drop)
+    }
+
     /// The name of the daemon's pod on a node; of the newest, where an earlier one still drains.
     ///
     /// # Errors
@@ -100,7 +131,7 @@ impl Cluster {
             "get",
             "pods",
             "-l",
-            "app.kubernetes.io/name=warren-node",
+            DAEMONS,
             "--field-selector",
             &field,
             "--sort-by=.metadata.creationTimestamp",
