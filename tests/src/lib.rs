@@ -19,6 +19,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod congestion;
 pub mod demo;
+pub mod figures;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;

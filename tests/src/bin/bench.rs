@@ -1,13 +1,13 @@
 //! The benchmark's command line: which rows, lanes and rounds, and where the figures go.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use warren_tests::bench::{self, Lane, Options, Path, report::Report, row::Row};
+use warren_tests::figures::Figures;
 use warren_tests::leftovers;
 
 #[derive(Parser)]
@@ -24,9 +24,8 @@ struct Arguments {
     /// Length of one measurement
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Write the figures as JSON
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Figures,
     /// These rows alone; `memory` and `ready` count as rows
     #[arg(long, value_delimiter = ',', value_name = "ROW,ROW")]
     only: Vec<String>,
@@ -104,13 +103,7 @@ fn main() -> Result<()> {
     }
     let outcome = bench::run(&options)?;
     let report = Report::new(&options, &outcome);
-    if let Some(path) = &arguments.out {
-        let json = serde_json::to_string_pretty(&report)?;
-        fs::write(path, json + "\n").with_context(|| format!("write {}", path.display()))?;
-    }
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(report.text().as_bytes())?;
-    Ok(stdout.flush()?)
+    arguments.figures.put(&report, &report.text())
 }
 
 /// Whoever else computes on this machine is measured along.

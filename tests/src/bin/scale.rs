@@ -1,12 +1,11 @@
 //! The command line of the measurement at scale: which sizes, how many changes, and where the figures go.
 
-use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
+use warren_tests::figures::Figures;
 use warren_tests::leftovers;
 use warren_tests::scale::{self, Options};
 
@@ -25,9 +24,8 @@ struct Arguments {
     /// How long the cluster is being changed at each point
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Write the figures as JSON
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    figures: Figures,
 }
 
 fn main() -> Result<()> {
@@ -44,11 +42,5 @@ fn main() -> Result<()> {
         .enable_all()
         .build()?;
     let report = runtime.block_on(scale::run(&options))?;
-    if let Some(path) = &arguments.out {
-        let json = serde_json::to_string_pretty(&report)?;
-        fs::write(path, json + "\n").with_context(|| format!("write {}", path.display()))?;
-    }
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(report.text().as_bytes())?;
-    Ok(stdout.flush()?)
+    arguments.figures.put(&report, &report.text())
 }
