@@ -99,3 +99,29 @@ pub fn forwards(namespace: &Namespace) -> Result<bool, SysctlError> {
         Ok(false)
     })?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::{pod_namespace, set_sysctl, sysctl};
+
+    #[test]
+    fn sysctls_are_put_back_as_they_were() {
+        let Some(pod) = pod_namespace("sysctls") else { return };
+        let names = [
+            "net/ipv4/tcp_fwmark_accept",
+            "net/ipv4/fwmark_reflect",
+            "net/ipv6/fwmark_reflect",
+        ];
+        set_sysctl(&pod, names[1], "1");
+        let before = read(&pod).unwrap();
+        assert_eq!(before, Before::from_bits(0b010));
+        switch_on(&pod).unwrap();
+        assert_eq!(names.map(|name| sysctl(&pod, name)), ["1", "1", "1"]);
+        put_back(&pod, before).unwrap();
+        assert_eq!(names.map(|name| sysctl(&pod, name)), ["0", "1", "0"]);
+        assert!(!forwards(&pod).unwrap());
+        set_sysctl(&pod, "net/ipv4/ip_forward", "1");
+        assert!(forwards(&pod).unwrap());
+    }
+}
