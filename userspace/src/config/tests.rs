@@ -3,7 +3,7 @@
 use super::*;
 use clap::CommandFactory;
 use rstest::rstest;
-use std::fs;
+use std::{fs, path::Path};
 use tempfile::TempDir;
 
 /// A directory with the files that a good command line names.
