@@ -9,6 +9,8 @@ mod handover;
 mod plugin;
 mod pods;
 mod ports;
+mod settings;
+mod showing;
 mod source;
 mod succession;
 mod views;
@@ -25,15 +27,13 @@ use crate::{
         key::DaemonKey,
         store::StoreSettings,
     },
-    config::{KernelArgs, MeshConfig, NodeConfig, RunConfig, Tc},
+    config::{NodeConfig, RunConfig},
     handover::Tenure,
-    hbone::HboneSettings,
-    kernel::{Kernel, KernelConfig, Sizes, Tcx},
-    kubernetes::Published,
-    mesh::{MeshSnapshot, TrustDomain},
-    proxy::{Connections, ProxyContext, ProxySettings},
+    kernel::Kernel,
+    mesh::MeshSnapshot,
+    proxy::{Connections, ProxyContext},
     shutdown::{Drained, Shutdown, termination},
-    telemetry::{Live, LiveSample, Metrics, Place},
+    telemetry::Metrics,
 };
 use anyhow::{Context, anyhow, bail};
 use capturing::{Capturing, Pauses};
@@ -42,7 +42,8 @@ use handover::{Owner, Standing};
 use pods::{Condition, Pods};
 use ports::OwnPorts;
 use rustls_pki_types::ServerName;
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use settings::{kernel_config, place, proxy_settings, trust_domains};
+use std::{io, sync::Arc, time::Duration};
 use succession::Arrival;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
@@ -214,9 +215,9 @@ async fn start(
     );
     shutdown.spawn(
         "snapshot metrics",
-        count_snapshots(published.snapshot.clone(), Arc::clone(metrics), shutdown.clone()),
+        showing::count_snapshots(published.snapshot.clone(), Arc::clone(metrics), shutdown.clone()),
     );
-    register(metrics, &published, &kernel, &certs, shutdown);
+    showing::register(metrics, &published, &kernel, &certs, shutdown);
 
     let tenure = match heir {
         Some(heir) => {
@@ -251,7 +252,7 @@ async fn start(
         owner.start()
     });
     Ok(Running {
-        state: admin_state(config, &published, &kernel, &certs, &pods, &context)
+        state: showing::admin_state(config, &published, &kernel, &certs, &pods, &context)
             .api_server(move || contact.as_ref().map(source::view)),
         kernel,
         cluster,
@@ -290,38 +291,6 @@ async fn end(run: &RunConfig, shutdown: &Shutdown, admin_tasks: &Shutdown, readi
         Drained::Cut { tasks } => warn!(?tasks, "ended with connections open"),
     }
     admin_tasks.drain(ADMIN_GRACE).await;
-}
-
-fn place(mesh: &MeshConfig) -> Place {
-    Place {
-        cluster: mesh.cluster_name.as_str().into(),
-        domain: mesh.cluster_domain.as_str().into(),
-    }
-}
-
-fn trust_domains(mesh: &MeshConfig) -> Vec<TrustDomain> {
-    let own = std::iter::once(mesh.trust_domain.clone());
-    own.chain(mesh.trust_domain_alias.iter().cloned()).collect()
-}
-
-fn kernel_config(args: &KernelArgs) -> KernelConfig {
-    KernelConfig {
-        pin_dir: args.pin_dir.clone(),
-        cgroup: args.cgroup.clone(),
-        kubepods: args.kubepods.clone(),
-        sizes: Sizes {
-            workloads: args.max_workloads,
-            services: args.max_services,
-            ranges: args.max_ranges,
-            pods: args.max_pods,
-            ..Sizes::default()
-        },
-        tcx: match args.tc {
-            Tc::Auto => Tcx::Auto,
-            Tc::Netlink => Tcx::Netlink,
-        },
-        trace: tracing::enabled!(target: "warren::kernel", tracing::Level::TRACE),
-    }
 }
 
 /// The programs' own lines, where somebody wants to read them.
@@ -369,91 +338,6 @@ fn certificates(config: &NodeConfig, metrics: &Arc<Metrics>, shutdown: &Shutdown
         }
     });
     Ok(store)
-}
-
-fn proxy_settings(config: &NodeConfig) -> ProxySettings {
-    ProxySettings {
-        hbone: Arc::new(HboneSettings {
-            ping_interval: config.hbone.hbone_ping,
-            ping_timeout: config.hbone.hbone_dead_after,
-            idle: config.hbone.hbone_idle,
-            ..HboneSettings::default()
-        }),
-        connections_per_pod: usize::try_from(config.max_connections_per_pod).unwrap_or(usize::MAX),
-        ..ProxySettings::default()
-    }
-}
-
-/// What is read from its owners at each scrape.
-fn register(metrics: &Metrics, published: &Published, kernel: &Arc<Kernel>, certs: &CertStore, shutdown: &Shutdown) {
-    let counted = Arc::clone(kernel);
-    metrics.register(Live::kernel_decisions(move || {
-        let counters = counted.counters().unwrap_or_default().into_iter();
-        counters
-            .map(|(reason, count)| (reason.name().to_owned(), count))
-            .collect()
-    }));
-    let full = Arc::clone(kernel);
-    metrics.register(Live::counter(
-        "kernel_map_full",
-        "Entries that did not fit into a map of the kernel",
-        move || {
-            let maps = full.full_maps().into_iter();
-            let samples = maps.map(|full| LiveSample::new([("map", full.map.to_owned())], full.refused as f64));
-            samples.collect()
-        },
-    ));
-    let certs = certs.clone();
-    metrics.register(Live::certificate_expiry(move || {
-        let certificates = certs.list().into_iter();
-        let ends = certificates.filter_map(|certificate| Some((certificate.name, certificate.not_after?)));
-        ends.collect()
-    }));
-    let problems = published.problems.clone();
-    metrics.register(Live::manifest_errors(move || {
-        let mut counts = BTreeMap::new();
-        for problem in problems.borrow().iter() {
-            *counts.entry(problem.finding.flaw.name()).or_default() += 1;
-        }
-        counts.into_iter().collect()
-    }));
-    metrics.register(Live::tasks(shutdown.clone()));
-    metrics.register(Live::task_panics(shutdown.clone()));
-}
-
-async fn count_snapshots(mut snapshots: Snapshots, metrics: Arc<Metrics>, shutdown: Shutdown) {
-    let draining = shutdown.draining();
-    tokio::pin!(draining);
-    loop {
-        metrics.gauges.snapshot_published(snapshots.borrow_and_update().version);
-        tokio::select! {
-            () = &mut draining => return,
-            changed = snapshots.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-fn admin_state(
-    config: &NodeConfig,
-    published: &Published,
-    kernel: &Arc<Kernel>,
-    certs: &CertStore,
-    pods: &Arc<Pods>,
-    context: &Arc<ProxyContext>,
-) -> AdminState {
-    let (kernel, certs, pods, context) = (Arc::clone(kernel), certs.clone(), Arc::clone(pods), Arc::clone(context));
-    let (problems, journal) = (published.problems.clone(), published.journal.clone());
-    AdminState::new(
-        config.node_name.as_str().into(),
-        config.mesh.cluster_domain.as_str().into(),
-        published.snapshot.clone(),
-    )
-    .certificates(move || views::certificates(&certs.list()))
-    .captured_pods(move || pods.list())
-    .kernel_counters(move || views::kernel_counters(&kernel.counters().unwrap_or_default()))
-    .problems(move || views::problems(&problems.borrow()))
-    .connections(move || views::connections(&context.connections.list()))
-    .publications(move || views::publications(&journal.latest()))
 }
 
 /// Snapshots as everybody reads them.

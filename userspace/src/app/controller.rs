@@ -1,6 +1,6 @@
 //! The controller's wiring.
 
-use super::{OwnPorts, end, place, wait};
+use super::{OwnPorts, end, settings::place, wait};
 use crate::{
     admin::Readiness,
     config::ControllerConfig,
