@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod bench;
 pub mod cgroup;
+pub mod churn;
 pub mod cluster;
 pub mod congestion;
 pub mod demo;

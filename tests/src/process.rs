@@ -17,6 +17,10 @@ use nix::unistd::Pid;
 use crate::netns::Namespace;
 use crate::wait::{wait_until, wait_until_ok};
 
+mod follower;
+
+pub use follower::Follower;
+
 /// How long a process may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -248,6 +252,11 @@ impl Process {
     /// Both outputs, standard output first.
     pub fn log(&self) -> String {
         self.stdout() + &self.stderr()
+    }
+
+    /// Standard output line by line, from its end on.
+    pub fn follow(&self) -> Result<Follower> {
+        Follower::at_end_of(&self.stdout)
     }
 
     /// Waits until a line of the log contains `text`, and gives back that line.

@@ -104,9 +104,17 @@ impl World {
                 namespace.ip(&lines)?;
             }
         }
-        added
-            .iter()
-            .try_for_each(|pod| pod.namespace.ip(&attachment_inside(pod)))
+        // Each has an `ip` of its own, and most of that is waiting for the kernel.
+        std::thread::scope(|scope| {
+            let running: Vec<_> = added
+                .iter()
+                .map(|pod| scope.spawn(|| pod.namespace.ip(&attachment_inside(pod))))
+                .collect();
+            running.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })
     }
 
     fn place_pod(&self, spec: PodSpec) -> Result<Pod> {
