@@ -229,15 +229,15 @@ up() {
     etcd
     apiserver
     for i in $(seq "$n"); do start_node "$i"; done
-    wait_for 60 kubectl get --raw /readyz || { tail -5 "$RUN/log/kube-apiserver" >&2; return 1; }
+    wait_for 300 kubectl get --raw /readyz || { tail -5 "$RUN/log/kube-apiserver" >&2; return 1; }
     controller kube-controller-manager
     controller kube-scheduler
     for i in $(seq "$n"); do register_node "$i"; done
     touch "$RUN/ready"
-    for i in $(seq "$n"); do wait_for 90 is_ready "$i"; done
+    for i in $(seq "$n"); do wait_for 300 is_ready "$i"; done
     [ "$n" = 0 ] || [ -n "$NO_DNS" ] || {
         kubectl apply -f "$here/dns.yaml" >/dev/null
-        kubectl -n kube-system rollout status deployment/coredns --timeout=60s >/dev/null
+        kubectl -n kube-system rollout status deployment/coredns --timeout=300s >/dev/null
     }
     say "Kubernetes $(kubectl version -o json | sed -n '/serverVersion/,$s/.*"gitVersion": "\(.*\)".*/\1/p') with $n nodes is up"
 }
@@ -253,7 +253,7 @@ node_up() {
     start_node "$1"
     register_node "$1"
     wait_for 90 lease_is_newer "$1" "$before" # a dead node is called Ready for 40 s
-    wait_for 90 is_ready "$1"
+    wait_for 300 is_ready "$1"
 }
 on_node() { # I COMMAND
     local pid i=$1; shift
@@ -288,7 +288,7 @@ start() { # COMPONENT
         kubelet-n* | containerd-n* | kube-proxy-n*) node_settings "$i"; daemon "$1" "$0" node "$i" "$here/node.sh" "$i" "${1%-n*}" ;;
         *) usage ;;
     esac
-    case $1 in etcd | kube-apiserver) wait_for 60 kubectl get --raw /readyz ;; esac
+    case $1 in etcd | kube-apiserver) wait_for 300 kubectl get --raw /readyz ;; esac
 }
 import() { # IMAGE.tar
     local n

@@ -3,11 +3,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::wait::wait_until;
+use crate::wait::{DEADLINE, wait_until};
 
 /// Where the v2 hierarchy is mounted, from the text of `/proc/mounts`: on hybrid hosts beside the v1 ones.
 pub fn v2_root_in(mounts: &str) -> Option<PathBuf> {
@@ -35,7 +34,7 @@ pub fn kill_and_remove(path: &Path) -> Result<()> {
     // The kernel kills exactly the members of the tree, those that are forked meanwhile included (Linux 5.14).
     fs::write(path.join("cgroup.kill"), "1").with_context(|| format!("kill cgroup {}", path.display()))?;
     let what = format!("the cgroup {} is empty", path.display());
-    wait_until(&what, Duration::from_secs(5), || remove(path).ok())
+    wait_until(&what, DEADLINE, || remove(path).ok())
 }
 
 fn remove(path: &Path) -> io::Result<()> {

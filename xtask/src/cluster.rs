@@ -115,7 +115,7 @@ impl Cluster {
     pub(crate) fn up(choice: Choice, warren: &Path) -> Result<Self> {
         let archive = run::step_of("writing the image of the tests", || image::of_binary(warren, TAG))?;
         let mut environment = vec![("WARREN_IMAGE_TAG", TAG.to_owned())];
-        let rig = match choice {
+        match choice {
             Choice::Rig => {
                 let rig = Rig::build(RIG)?;
                 environment.push(("KUBECONFIG", rig.kubeconfig().display().to_string()));
@@ -126,11 +126,13 @@ impl Cluster {
                     environment.push((name, rig.binaries.join("bin").join(program).display().to_string()));
                 }
                 environment.push(("WARREN_ETCD_FOLDER", rig.binaries.join("bin").display().to_string()));
-                run::step("bringing two nodes up", || run::run(&mut rig.command(&["up", "2"])?))?;
-                run::step("putting the image on them", || {
-                    run::run(&mut rig.command(&["import", &archive.display().to_string()])?)
-                })?;
-                Some(rig)
+                // From here on it goes down with this value, whether it came up or not.
+                let cluster = Self {
+                    environment,
+                    rig: Some(rig),
+                };
+                cluster.bring_up(&archive)?;
+                Ok(cluster)
             }
             Choice::Kubeconfig => {
                 let kubeconfig = std::env::var("KUBECONFIG").context("KUBECONFIG is not set")?;
@@ -143,10 +145,17 @@ impl Cluster {
                 if let Some(helm) = tree::find("helm") {
                     environment.push(("WARREN_HELM", helm.display().to_string()));
                 }
-                None
+                Ok(Self { environment, rig: None })
             }
-        };
-        Ok(Self { environment, rig })
+        }
+    }
+
+    fn bring_up(&self, archive: &Path) -> Result<()> {
+        let Some(rig) = &self.rig else { return Ok(()) };
+        run::step("bringing two nodes up", || run::run(&mut rig.command(&["up", "2"])?))?;
+        run::step("putting the image on them", || {
+            run::run(&mut rig.command(&["import", &archive.display().to_string()])?)
+        })
     }
 
     pub(crate) fn environment(&self) -> &[(&'static str, String)] {

@@ -19,7 +19,7 @@ use std::{
 };
 
 /// How long a pod, a rollout or a policy may take. Kubelets ask their API server in intervals of seconds.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The cluster that the environment names.
 #[derive(Debug)]

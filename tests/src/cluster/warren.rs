@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::{process::Command, time::Duration};
 
 pub const NAMESPACE: &str = "warren-system";
-const ROLLOUT: Duration = Duration::from_secs(120);
+const ROLLOUT: Duration = Duration::from_secs(300);
 /// The label of the daemons' pods.
 const DAEMONS: &str = "app.kubernetes.io/name=warren-node";
 
