@@ -36,8 +36,8 @@ pub fn run(to: SocketAddr, connections: usize, time: Duration) -> Result<Report>
     let mut events = vec![EpollEvent::empty(); 256];
     let mut now = start;
     while now < start + time {
-        let count = match epoll.wait(&mut events, EpollTimeout::from(5000u16)) {
-            Ok(0) => bail!("no answer for five seconds"),
+        let count = match epoll.wait(&mut events, EpollTimeout::from(30_000u16)) {
+            Ok(0) => bail!("no answer for thirty seconds"),
             Ok(count) => count,
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno).context("wait for events"),
