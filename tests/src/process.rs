@@ -293,6 +293,11 @@ impl Process {
         Ok(line)
     }
 
+    /// Lets a piped standard input end.
+    pub fn end_input(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     pub fn take_pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
         Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }

@@ -56,6 +56,9 @@ enum Mode {
         /// So many connections, however long it takes
         #[arg(long)]
         count: Option<u64>,
+        /// Until standard input ends
+        #[arg(long, conflicts_with_all = ["count", "seconds"])]
+        until_input_ends: bool,
         /// So many connections a second, as far as workers are free
         #[arg(long)]
         rate: Option<f64>,
@@ -103,11 +106,15 @@ fn main() -> Result<()> {
             workers,
             seconds,
             count,
+            until_input_ends,
             rate,
             expect,
         } => {
-            let elapsed = connect::Until::Elapsed(Duration::from_secs_f64(seconds));
-            let until = count.map_or(elapsed, connect::Until::Tried);
+            let until = match count {
+                Some(count) => connect::Until::Tried(count),
+                None if until_input_ends => connect::Until::InputEnds,
+                None => connect::Until::Elapsed(Duration::from_secs_f64(seconds)),
+            };
             connect::run(&connect::Options {
                 to,
                 workers,

@@ -2,6 +2,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -15,9 +17,12 @@ use super::{ADDRESS, ConnectRate, ECHO, FRAME, Histogram, Report};
 /// When to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
+    /// With a rate: as many connections as it makes in this time, however long they take.
     Elapsed(Duration),
     /// So many connections were tried.
     Tried(u64),
+    /// Whoever started it closes its standard input.
+    InputEnds,
 }
 
 #[derive(Debug, Clone)]
@@ -40,7 +45,7 @@ struct Worker {
 }
 
 /// The client closes first, so its ports are the ones in TIME_WAIT. A connection that fails is counted; `run` itself fails
-/// when nothing happens for fifteen seconds.
+/// when nothing happens for thirty seconds.
 pub fn run(options: &Options) -> Result<Report> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let start = Instant::now();
@@ -48,6 +53,10 @@ pub fn run(options: &Options) -> Result<Report> {
         options,
         epoll,
         start,
+        input_ended: match options.until {
+            Until::InputEnds => end_of_input(),
+            Until::Elapsed(_) | Until::Tried(_) => Arc::default(),
+        },
         tried: 0,
         outcome: Outcome::default(),
         answer: [0; FRAME],
@@ -75,11 +84,11 @@ pub fn run(options: &Options) -> Result<Report> {
         if busy == 0 && !is_waiting {
             break;
         }
-        let patience = if is_waiting { 1 } else { 15_000u16 };
+        let patience = if is_waiting { 1 } else { 30_000u16 };
         let count = match run.epoll.wait(&mut events, EpollTimeout::from(patience)) {
             Ok(0) if is_waiting => continue,
             Ok(0) => bail!(
-                "nothing happened for 15 seconds after {} connections",
+                "nothing happened for 30 seconds after {} connections",
                 run.outcome.histogram.total()
             ),
             Ok(count) => count,
@@ -115,6 +124,18 @@ pub fn run(options: &Options) -> Result<Report> {
     }))
 }
 
+/// Becomes true when standard input ends.
+fn end_of_input() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        // An input that cannot be read will tell nothing any more either.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        told.store(true, Ordering::Relaxed);
+    });
+    ended
+}
+
 #[derive(Default)]
 struct Outcome {
     histogram: Histogram,
@@ -134,6 +155,7 @@ struct Run<'a> {
     options: &'a Options,
     epoll: Epoll,
     start: Instant,
+    input_ended: Arc<AtomicBool>,
     tried: u64,
     outcome: Outcome,
     answer: [u8; FRAME],
@@ -142,8 +164,12 @@ struct Run<'a> {
 impl Run<'_> {
     fn is_over(&self) -> bool {
         match self.options.until {
-            Until::Elapsed(time) => self.start.elapsed() >= time,
+            Until::Elapsed(time) => match self.options.rate {
+                Some(rate) => self.tried as f64 >= rate * time.as_secs_f64(),
+                None => self.start.elapsed() >= time,
+            },
             Until::Tried(count) => self.tried >= count,
+            Until::InputEnds => self.input_ended.load(Ordering::Relaxed),
         }
     }
 

@@ -9,8 +9,10 @@ pub mod histogram;
 pub mod request;
 pub mod server;
 pub mod talk;
+pub mod traffic;
 
 pub use histogram::{Histogram, Percentiles};
+pub use traffic::Traffic;
 
 /// Requests and answers are this long.
 pub const FRAME: usize = 1024;
