@@ -1,10 +1,6 @@
 //! Pods that come and go all the time: what they cost the daemon is given back.
 //!
 //! `WARREN_CHURN_SECONDS=120` makes it the real thing, with its speed asserted too; it takes a few seconds otherwise.
-//!
-//! The guard on a pod's interfaces is a link or a filter. A link cannot be taken off by the pod, and costs the kernel a grace
-//! period of RCU under its lock for all networking, once when it comes and once when it goes: 8 to 16 ms each on a kernel
-//! with 250 ticks a second. So links go at a slower pace.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -19,9 +15,8 @@ use warren_tests::{DEADLINE, Mesh, Node, PodSpec, World};
 
 /// Pods that come at once.
 const FLOCK: usize = 5;
-/// How often, with links and with filters: 20 and 50 pods a second.
-const LINKS: Duration = Duration::from_millis(250);
-const FILTERS: Duration = Duration::from_millis(100);
+/// How often: 50 pods a second.
+const EVERY: Duration = Duration::from_millis(100);
 /// How many flocks there are before the oldest goes.
 const ALIVE: usize = 3;
 /// Numbers of a node's addresses that flocks take in turn: each is long free again when its turn comes.
@@ -71,7 +66,6 @@ fn settled(world: &World, mesh: &mut Mesh) -> Result<Held> {
 /// Flocks of pods that come, are captured and go, and how long each pod waited.
 struct Churn {
     daemon: Follower,
-    every: Duration,
     flocks: usize,
     alive: VecDeque<Vec<String>>,
     /// Since when a pod that is not captured yet is in the manifests.
@@ -90,7 +84,7 @@ impl Churn {
                 self.go(world)?;
             }
             turns += 1;
-            self.watch((begin + self.every * turns).saturating_duration_since(Instant::now()))?;
+            self.watch((begin + EVERY * turns).saturating_duration_since(Instant::now()))?;
         }
         let took = begin.elapsed();
         while !self.alive.is_empty() {
@@ -166,27 +160,14 @@ fn captured_place(line: &str) -> Option<&str> {
 }
 
 #[test]
-fn what_pods_that_come_and_go_cost_with_a_link_each_is_given_back() -> Result<()> {
-    come_and_go("auto", LINKS)
-}
-
-#[test]
-fn what_pods_that_come_and_go_cost_with_a_filter_each_is_given_back() -> Result<()> {
-    come_and_go("netlink", FILTERS)
-}
-
-fn come_and_go(guard: &str, every: Duration) -> Result<()> {
+fn what_pods_that_come_and_go_cost_is_given_back() -> Result<()> {
     let asked = asked_time();
-    let mut world = World::builder(format!("wt-churn-{guard}"))
-        .pod(PodSpec::new("stays", Node::A))
-        .start()?;
+    let mut world = World::builder("wt-churn").pod(PodSpec::new("stays", Node::A)).start()?;
     let mut mesh = Mesh::builder()
-        .node_arg(format!("--tc={guard}"))
         .env("WARREN_LOG_LEVEL", "info,warren::capture=debug")
         .start(&world)?;
     let mut churn = Churn {
         daemon: mesh.daemon_mut(Node::A).process().follow()?,
-        every,
         flocks: 0,
         alive: VecDeque::new(),
         waiting: HashMap::new(),
@@ -215,7 +196,7 @@ fn come_and_go(guard: &str, every: Duration) -> Result<()> {
     let mut at = |share| quantile(&mut churn.latencies, share);
     let p99 = at(0.99);
     eprintln!(
-        "{guard}: {rate:.0} pods a second for {took:?}: captured {:?} after their manifests (median), {p99:?} (p99), {:?} (last); \
+        "{rate:.0} pods a second for {took:?}: captured {:?} after their manifests (median), {p99:?} (p99), {:?} (last); \
          memory {memory} KiB, then {grown} KiB more",
         at(0.5),
         at(1.0),
@@ -227,7 +208,7 @@ fn come_and_go(guard: &str, every: Duration) -> Result<()> {
     );
     ensure!(grown < 16_384, "{grown} KiB more after {pods} pods");
     if asked.is_some() {
-        let wanted = FLOCK as f64 / every.as_secs_f64();
+        let wanted = FLOCK as f64 / EVERY.as_secs_f64();
         ensure!(rate > 0.9 * wanted, "{rate:.0} pods a second, and not {wanted:.0}");
         ensure!(p99 < Duration::from_millis(100), "p99 is {p99:?}");
     }

@@ -257,9 +257,9 @@ pub struct CniArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tc {
-    /// By a link where the kernel has them (6.6), else by a filter
+    /// By a filter, then by a link where the kernel has them (6.6): nobody in the pod can take it off
     Auto,
-    /// By a filter of a clsact qdisc
+    /// By a filter of a clsact qdisc alone
     Netlink,
 }
 

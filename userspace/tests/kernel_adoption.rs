@@ -187,17 +187,10 @@ fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
         return;
     }
     let mut world = World::new();
-    by_filter(&mut world.config);
+    Guard::Filter.configure(&mut world.config);
     let filters = |world: &World| {
-        let name = format!("{}-a", world.name());
-        let shown = std::process::Command::new("tc")
-            .args(["-n", &name, "filter", "show", "dev", "eth0", "egress"])
-            .output()
-            .unwrap();
-        String::from_utf8(shown.stdout)
-            .unwrap()
-            .matches("handle 0x5752")
-            .count()
+        let shown = world.output("tc -n $P-a filter show dev eth0 egress");
+        shown.matches("handle 0x5752").count()
     };
     let first = world.open();
     let a = capture(&first, &world.a, A, &PERMISSIVE);
@@ -253,4 +246,79 @@ fn what_cannot_be_opened_is_named() {
     assert!(matches!(Kernel::open(&config), Err(OpenError::Program { .. })));
     config.pin_dir = "/proc/warren".into();
     assert!(matches!(Kernel::open(&config), Err(OpenError::NoBpffs { .. })));
+}
+
+#[test]
+fn a_link_takes_the_place_of_a_pods_filter_and_a_release_leaves_neither() {
+    if !runs() {
+        return;
+    }
+    for guard in Guard::ALL {
+        let mut world = World::new();
+        guard.configure(&mut world.config);
+        let kernel = world.open();
+        let a = capture(&kernel, &world.a, A, &strict());
+        assert_eq!(
+            (has_clsact(&world), guard_links(&world)),
+            (true, 0),
+            "{guard:?}: at first"
+        );
+        for _ in 0..2 {
+            guard.link(&kernel, a.number, &world.a);
+        }
+        let is_linked = guard == Guard::Linked;
+        assert_eq!(
+            (has_clsact(&world), guard_links(&world)),
+            (!is_linked, usize::from(is_linked)),
+            "{guard:?}"
+        );
+        // The next daemon finds either, and keeps it.
+        drop(kernel);
+        let kernel = Kernel::open(&world.config).unwrap();
+        let _listeners = listen(&kernel, a.number, &world.a);
+        kernel.attach_pod(a.number, &world.a).unwrap();
+        assert_eq!(
+            (has_clsact(&world), guard_links(&world)),
+            (!is_linked, usize::from(is_linked)),
+            "{guard:?}, the next daemon"
+        );
+        kernel.stop_steering(a.number).unwrap();
+        kernel.detach_pod(a.number, Some(&world.a)).unwrap();
+        assert_eq!(
+            (has_clsact(&world), guard_links(&world)),
+            (false, 0),
+            "{guard:?}: released"
+        );
+    }
+}
+
+#[test]
+fn a_filter_of_somebody_else_stays_with_its_qdisc() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    world.shell(
+        "tc -n $P-a qdisc add dev eth0 clsact && tc -n $P-a filter add dev eth0 ingress bpf bytecode '1,6 0 0 0'",
+    );
+    let a = capture(&kernel, &world.a, A, &strict());
+    kernel.link_guards(a.number, &world.a).unwrap();
+    kernel.stop_steering(a.number).unwrap();
+    kernel.detach_pod(a.number, Some(&world.a)).unwrap();
+    let filters = world.output("tc -n $P-a filter show dev eth0 ingress");
+    assert!(filters.contains("bytecode"), "{filters:?}");
+    assert_eq!(world.output("tc -n $P-a filter show dev eth0 egress").trim(), "");
+}
+
+fn has_clsact(world: &World) -> bool {
+    world.output("tc -n $P-a qdisc show dev eth0").contains("clsact")
+}
+
+fn guard_links(world: &World) -> usize {
+    let is_guard = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("guard"))
+    };
+    links(world).iter().filter(|path| is_guard(path)).count()
 }

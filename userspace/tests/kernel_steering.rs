@@ -288,13 +288,12 @@ fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed
     if !runs() {
         return;
     }
-    for filter in [false, true] {
+    for guard in Guard::ALL {
         let mut world = World::new();
-        if filter {
-            by_filter(&mut world.config);
-        }
+        guard.configure(&mut world.config);
         let kernel = world.open();
-        let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
+        let a = capture(&kernel, &world.a, A, &PERMISSIVE);
+        guard.link(&kernel, a.number, &world.a);
         for (peer, family) in B.into_iter().zip(["-4", "-6"]) {
             serve(&world.b, peer, 8080);
             let mut stream = world
@@ -318,17 +317,16 @@ fn the_guard_is_put_on_interfaces_that_appear_later() {
     if !runs() {
         return;
     }
-    for filter in [false, true] {
+    for guard in Guard::ALL {
         let mut world = World::new();
-        if filter {
-            by_filter(&mut world.config);
-        }
+        guard.configure(&mut world.config);
         let kernel = world.open();
         let a = capture(&kernel, &world.a, A, &PERMISSIVE);
         world.shell("ip -n $P-a link add late type veth peer name late-peer && ip -n $P-a link set late-peer up && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
         for _ in 0..2 {
             kernel.guard_interface(a.number, &world.a, "late").unwrap();
             kernel.guard_interface(a.number, &world.a, "never-there").unwrap();
+            guard.link(&kernel, a.number, &world.a);
         }
         // Marked, and routed to the device by somebody's rule before ours.
         world.shell("ip -n $P-a rule add pref 0 to 192.0.2.2 lookup main && ip -n $P-a neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev late");

@@ -35,6 +35,8 @@ pub(super) struct Captured {
     pub(super) announced: bool,
     /// Waits for changes in its namespace, or deals with one; `None` if nothing tells of them.
     pub(super) watch: Option<AbortHandle>,
+    /// When its guards are to be linked, if they may not be yet.
+    pub(super) link_at: Option<Instant>,
     /// A refresh that failed: how often, and when to try again.
     pub(super) refresh: Option<(u32, Instant)>,
     /// A release that failed: how often, and when to try again.
@@ -49,6 +51,7 @@ impl Captured {
             gone: false,
             announced: false,
             watch: None,
+            link_at: None,
             refresh: None,
             release: None,
         }

@@ -28,6 +28,10 @@ pub(super) enum Done {
         watch: Option<Watch>,
         outcome: Result<(), CaptureError>,
     },
+    Linked {
+        pod: Arc<Pod>,
+        outcome: Result<(), CaptureError>,
+    },
     /// Others have been told, or were not to be waited for.
     Withdrawn { captured: Captured },
     Released {
@@ -58,6 +62,17 @@ pub(super) async fn refresh(node: Node, pod: Arc<Pod>, watch: Option<Watch>) -> 
         outcome: outcome.await,
         pod,
         watch,
+    }
+}
+
+pub(super) async fn link(node: Node, pod: Arc<Pod>) -> Done {
+    let outcome = blocking({
+        let pod = Arc::clone(&pod);
+        move || pod::link_guards(&node, &pod)
+    });
+    Done::Linked {
+        outcome: outcome.await,
+        pod,
     }
 }
 

@@ -28,6 +28,7 @@ pub trait KernelSide: Send + Sync {
     fn set_listeners(&self, pod: PodNumber, listeners: &PodListeners) -> Result<(), MapError>;
     fn attach_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn guard_interface(&self, pod: PodNumber, namespace: &Namespace, interface: &str) -> Result<(), AttachError>;
+    fn link_guards(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn steer(&self, pod: PodNumber, cookie: u64) -> Result<(), MapError>;
     fn stop_steering(&self, pod: PodNumber) -> Result<(), MapError>;
     fn detach_pod(&self, pod: PodNumber, namespace: Option<&Namespace>) -> Result<(), AttachError>;
@@ -61,6 +62,7 @@ delegate! {
     fn set_listeners(pod: PodNumber, listeners: &PodListeners) -> Result<(), MapError>;
     fn attach_pod(pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn guard_interface(pod: PodNumber, namespace: &Namespace, interface: &str) -> Result<(), AttachError>;
+    fn link_guards(pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn steer(pod: PodNumber, cookie: u64) -> Result<(), MapError>;
     fn stop_steering(pod: PodNumber) -> Result<(), MapError>;
     fn detach_pod(pod: PodNumber, namespace: Option<&Namespace>) -> Result<(), AttachError>;

@@ -366,6 +366,17 @@ pub(super) fn refresh(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
     set_own_addresses(node, pod)
 }
 
+/// Makes the guard one that nobody in the pod can take off. Whoever starts meanwhile on the node waits for the kernel.
+pub(super) fn link_guards(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
+    let is_live = pod.is_live.lock();
+    if !*is_live {
+        return Ok(());
+    }
+    node.kernel
+        .link_guards(pod.number, &pod.namespace)
+        .map_err(|source| CaptureError::Attach { source })
+}
+
 /// The first step out: new connections are left alone.
 pub(super) fn stop_steering(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
     node.kernel

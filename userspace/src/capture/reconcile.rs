@@ -7,7 +7,7 @@ use super::{
     adopt::{self, Owner},
     entries::{Captured, Entries, Entry},
     finder::Finder,
-    jobs::{Done, blocking, heard, refresh, release},
+    jobs::{Done, blocking, heard, link, refresh, release},
     kernel_side::KernelSide,
     plan::{Scope, Step, Wanted, back_off, plan},
     pod::{self, CaptureError, Inherited, Node, Pod},
@@ -82,6 +82,10 @@ impl CaptureSettings {
 
 /// How often namespaces are looked after and failed steps are tried again.
 const TICK: Duration = Duration::from_millis(500);
+/// How long a pod, or an interface of it, is there before its guard becomes a link. What is gone by then never needed one.
+const LINK_AFTER: Duration = Duration::from_secs(2);
+/// When linking is tried again after it failed.
+const LINK_AGAIN: Duration = Duration::from_secs(30);
 /// How long pods may take to leave when the mesh is taken off the node.
 const LEAVE: Duration = Duration::from_secs(10);
 /// How long captures and releases that are under way may take to end when the task is paused. What is not released by then
@@ -125,6 +129,7 @@ pub async fn reconcile(
         adopted: Some(adopted),
         entries: Entries::default(),
         is_settled: false,
+        is_linking: false,
         jobs: JoinSet::new(),
     };
     reconciler.arm_node(None);
@@ -176,6 +181,8 @@ struct Reconciler {
     adopted: Option<Vec<AdoptedPod>>,
     entries: Entries,
     is_settled: bool,
+    /// One pod at a time: the others on the node wait for the kernel.
+    is_linking: bool,
     /// Owned here: dropped with the reconciler. A step that has begun is finished by its thread.
     jobs: JoinSet<Done>,
 }
@@ -406,6 +413,9 @@ impl Reconciler {
                         (attempts, Instant::now() + back_off(attempts))
                     });
                 }
+                if let (Ok(()), Some(captured)) = (&outcome, self.entries.captured(&pod.workload)) {
+                    captured.link_at.get_or_insert(Instant::now() + LINK_AFTER);
+                }
                 // One that failed is tried again by the tick, with a new watch.
                 self.arm(&pod, watch.filter(|_| outcome.is_ok()));
             }
@@ -417,6 +427,14 @@ impl Reconciler {
                     );
                 }
                 self.arm_node(watch);
+            }
+            Ok(Done::Linked { pod, outcome }) => {
+                self.is_linking = false;
+                if let (Err(error), Some(captured)) = (outcome, self.entries.captured(&pod.workload)) {
+                    warn!(workload = %pod.workload, error = &error as &dyn Error, "a pod's guard is a filter still");
+                    captured.link_at = Some(Instant::now() + LINK_AGAIN);
+                }
+                self.link_next(Instant::now());
             }
             Ok(Done::Withdrawn { captured }) => return self.stop(captured, true).await,
             Ok(Done::Released { captured, outcome }) => self.released(captured, outcome),
@@ -444,6 +462,7 @@ impl Reconciler {
                 let pod = Arc::new(pod);
                 let captured = Captured {
                     announced: true,
+                    link_at: Some(Instant::now() + LINK_AFTER),
                     ..Captured::new(Arc::clone(&pod), wanted.policy)
                 };
                 self.entries.insert(workload.clone(), Entry::Captured(captured));
@@ -524,8 +543,23 @@ impl Reconciler {
         }
     }
 
+    /// Begins to link the guards of a pod whose time has come, unless another's are being linked.
+    fn link_next(&mut self, now: Instant) {
+        if self.is_linking {
+            return;
+        }
+        let mut pods = self.entries.all_captured();
+        let Some(captured) = pods.find(|captured| captured.link_at.is_some_and(|at| at <= now)) else {
+            return;
+        };
+        captured.link_at = None;
+        self.is_linking = true;
+        self.jobs.spawn(link(self.node.clone(), Arc::clone(&captured.pod)));
+    }
+
     /// True if there is something to plan.
     fn look(&mut self, now: Instant) -> bool {
+        self.link_next(now);
         let (node, jobs) = (&self.node, &mut self.jobs);
         for captured in self.entries.all_captured() {
             if captured.watch.is_some() || captured.refresh.is_some_and(|(_, retry_at)| retry_at > now) {

@@ -44,6 +44,7 @@ pub(super) struct Recorder {
     /// What the namespace showed at the moment of `steer`.
     seen_at_steer: Mutex<Vec<(String, String)>>,
     namespaces: Mutex<HashMap<u32, Namespace>>,
+    linked: Mutex<Vec<u32>>,
 }
 
 impl Recorder {
@@ -68,6 +69,14 @@ impl Recorder {
 
     pub(super) fn called(&self, wanted: &str) -> usize {
         self.calls.lock().iter().filter(|call| call.starts_with(wanted)).count()
+    }
+
+    async fn until_linked(&self, times: usize) {
+        let start = Instant::now();
+        while self.linked.lock().len() < times {
+            assert!(start.elapsed() < DEADLINE, "{:?} were linked", self.linked.lock());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn until_called(&self, wanted: &str, times: usize) {
@@ -136,6 +145,11 @@ impl KernelSide for Recorder {
     }
     fn guard_interface(&self, pod: PodNumber, _: &Namespace, interface: &str) -> Result<(), AttachError> {
         self.note("guard_interface", format!("{} {interface}", pod.get()))?;
+        Ok(())
+    }
+    fn link_guards(&self, pod: PodNumber, _: &Namespace) -> Result<(), AttachError> {
+        // Apart from the others: it comes late, and by the clock.
+        self.linked.lock().push(pod.get());
         Ok(())
     }
     fn steer(&self, pod: PodNumber, _: u64) -> Result<(), MapError> {
@@ -618,6 +632,20 @@ async fn policy_addresses_interfaces_and_rules_are_kept_up_to_date() {
         assert!(start.elapsed() < DEADLINE, "the rule is not put back");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn the_guards_of_a_pod_that_stays_are_linked_after_its_start_and_again_after_a_change() {
+    let Some(mut running) = Running::start("linked", |_| Recorder::default()) else {
+        return;
+    };
+    running.publish_pod(running.pod());
+    let _served = running.captured().await;
+    assert_eq!(*running.kernel.linked.lock(), [0; 0], "its start does not wait for it");
+    running.kernel.until_linked(1).await;
+    ip(&running.namespace, "link add eth1 type veth peer name wire1");
+    running.kernel.until_called("guard_interface 0 eth1", 1).await;
+    running.kernel.until_linked(2).await;
 }
 
 #[tokio::test]

@@ -4,8 +4,10 @@
 //! Every call blocks for as long as its system calls take: microseconds for a map, some milliseconds to attach a pod.
 
 mod cgroup;
+mod clsact;
 mod config;
 mod error;
+mod guard;
 mod mirror;
 mod mounts;
 mod netlink;
@@ -54,7 +56,7 @@ pub use warren_common::{
 pub struct Kernel {
     pins: Pins,
     loading: Loading,
-    /// True if the guard is attached by a link, false if by a filter.
+    /// True if the kernel has links for the guard, and they are to be used.
     tcx: bool,
     kubepods: Option<u64>,
     guard_id: u32,

@@ -1,6 +1,7 @@
 //! Where things are pinned. One folder per layout version, in it `maps/`, `links/` (the node's) and `pods/<number>/`.
 
-use super::OpenError;
+use super::{AttachError, OpenError};
+use aya::programs::links::FdLink;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -156,6 +157,20 @@ fn mount_bpffs(at: &Path) -> io::Result<()> {
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), at, Some("bpf"), flags, Some("mode=0700")).map_err(io::Error::from)
+}
+
+pub(super) fn pin(link: FdLink, path: &Path) -> Result<(), AttachError> {
+    link.pin(path)
+        .map(drop)
+        .map_err(|error| pin_error(path)(io::Error::other(error)))
+}
+
+pub(super) fn pin_error(path: &Path) -> impl Fn(io::Error) -> AttachError {
+    let path: PathBuf = path.to_owned();
+    move |source| AttachError::Pin {
+        path: path.clone(),
+        source,
+    }
 }
 
 #[cfg(test)]

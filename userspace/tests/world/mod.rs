@@ -193,6 +193,21 @@ impl World {
         shell(&self.name, script);
     }
 
+    /// What a command wrote; `$P` is the world's name.
+    pub fn output(&self, script: &str) -> String {
+        let output = Command::new("sh")
+            .args(["-ec", script])
+            .env("P", &self.name)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{script}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -404,8 +419,31 @@ pub fn service(ready: bool, in_mesh: bool) -> HashMap<(IpAddr, u16), ServiceEntr
         .collect()
 }
 
-pub fn by_filter(config: &mut KernelConfig) {
-    config.tcx = Tcx::Netlink;
+/// How a pod's guard is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// As on a kernel without links.
+    Filter,
+    /// As right after a pod's start.
+    Fresh,
+    /// As on a pod that has been there for a while.
+    Linked,
+}
+
+impl Guard {
+    pub const ALL: [Self; 3] = [Self::Filter, Self::Fresh, Self::Linked];
+
+    pub fn configure(self, config: &mut KernelConfig) {
+        if self == Self::Filter {
+            config.tcx = Tcx::Netlink;
+        }
+    }
+
+    pub fn link(self, kernel: &Kernel, pod: PodNumber, namespace: &Namespace) {
+        if self == Self::Linked {
+            kernel.link_guards(pod, namespace).unwrap();
+        }
+    }
 }
 
 /// The test process in a cgroup of its own, for as long as a world lives.
