@@ -53,14 +53,14 @@ pub struct CaptureSettings {
     pub inherited: Inherited,
 }
 
-/// Why the task has ended.
+/// Why the task has ended. Whatever the reason, no step is under way any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// The drain has begun, or nobody is interested any more.
     Drained,
     /// Every pod is released.
     Left,
-    /// No step is under way; the pods are captured as they were.
+    /// It was asked to; the pods are captured as they were.
     Paused,
 }
 
@@ -138,36 +138,40 @@ pub async fn reconcile(
     let draining = shutdown.draining();
     tokio::pin!(draining);
     let (mut is_due, mut is_leaving, mut pausing) = (true, false, None::<Instant>);
-    loop {
+    let ended = 'running: loop {
+        if shutdown.is_draining() {
+            break 'running Ended::Drained;
+        }
         // A snapshot without a version is the one before the first: it says nothing about what is wanted.
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         if let Some(since) = pausing {
             if reconciler.entries.are_settled() || since.elapsed() >= PAUSE {
-                reconciler.stand_still().await;
-                return Ok(Ended::Paused);
+                break 'running Ended::Paused;
             }
         } else if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {
-            return Ok(Ended::Drained);
+            break 'running Ended::Drained;
         }
         if leave.is_cancelled() && reconciler.entries.is_empty() {
-            return Ok(Ended::Left);
+            break 'running Ended::Left;
         }
         is_due = tokio::select! {
-            () = &mut draining => return Ok(Ended::Drained),
+            () = &mut draining => break 'running Ended::Drained,
             () = leave.cancelled(), if !is_leaving => { is_leaving = true; true }
             () = pause.cancelled(), if pausing.is_none() => { pausing = Some(Instant::now()); false }
-            changed = snapshots.changed() => if changed.is_err() { return Ok(Ended::Drained) } else { true },
+            changed = snapshots.changed() => if changed.is_err() { break 'running Ended::Drained } else { true },
             Some(done) = reconciler.jobs.join_next(), if !reconciler.jobs.is_empty() => {
-                if reconciler.finish(done).await.is_none() { return Ok(Ended::Drained) }
+                if reconciler.finish(done).await.is_none() { break 'running Ended::Drained }
                 // What else has finished is taken along, so that a start with many pods plans once, not once per pod.
                 while let Some(done) = reconciler.jobs.try_join_next() {
-                    if reconciler.finish(done).await.is_none() { return Ok(Ended::Drained) }
+                    if reconciler.finish(done).await.is_none() { break 'running Ended::Drained }
                 }
                 true
             }
             _ = tick.tick() => reconciler.look(Instant::now()),
         };
-    }
+    };
+    reconciler.stand_still().await;
+    Ok(ended)
 }
 
 struct Reconciler {

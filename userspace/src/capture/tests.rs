@@ -45,6 +45,8 @@ pub(super) struct Recorder {
     seen_at_steer: Mutex<Vec<(String, String)>>,
     namespaces: Mutex<HashMap<u32, Namespace>>,
     linked: Mutex<Vec<u32>>,
+    /// Held by whoever wants a step to take a while.
+    slow: tokio::sync::Mutex<()>,
 }
 
 impl Recorder {
@@ -136,7 +138,9 @@ impl KernelSide for Recorder {
         self.note("set_addresses", format!("{} {addresses:?}", pod.get()))
     }
     fn set_listeners(&self, pod: PodNumber, _: &PodListeners) -> Result<(), MapError> {
-        self.note("set_listeners", pod.get().to_string())
+        self.note("set_listeners", pod.get().to_string())?;
+        drop(self.slow.blocking_lock());
+        Ok(())
     }
     fn attach_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError> {
         self.namespaces.lock().insert(pod.get(), namespace.clone());
@@ -182,6 +186,7 @@ struct Running {
     events: mpsc::Receiver<CaptureEvent>,
     shutdown: Shutdown,
     leave: CancellationToken,
+    pause: CancellationToken,
     task: JoinHandle<Result<Ended, NamespaceError>>,
 }
 
@@ -195,7 +200,7 @@ impl Running {
         let (snapshots, receiver) = watch::channel(Arc::default());
         let (sender, events) = mpsc::channel(16);
         let settings = CaptureSettings::by_manifests(NODE, Duration::from_millis(300));
-        let leave = settings.leave.clone();
+        let (leave, pause) = (settings.leave.clone(), settings.pause.clone());
         let shutdown = Shutdown::new();
         let task = reconcile(
             Arc::clone(&kernel) as Arc<dyn KernelSide>,
@@ -215,6 +220,7 @@ impl Running {
             events,
             shutdown,
             leave,
+            pause,
             task,
         })
     }
@@ -685,6 +691,45 @@ async fn the_daemons_end_leaves_its_pods_captured() {
         0
     );
     assert!(ip(&running.namespace, "rule").contains("lookup 15110"));
+}
+
+#[tokio::test]
+async fn capture_ends_when_its_last_step_has_ended() {
+    for is_drain in [true, false] {
+        let Some(mut running) = Running::start("still", |_| Recorder::default()) else {
+            return;
+        };
+        let kernel = Arc::clone(&running.kernel);
+        let slow = kernel.slow.lock().await;
+        running.publish_pod(running.pod());
+        running.kernel.until_called("set_listeners", 1).await;
+        let ended = if is_drain {
+            running.shutdown.drain(Duration::ZERO).await;
+            Ended::Drained
+        } else {
+            running.pause.cancel();
+            Ended::Paused
+        };
+        let early = tokio::time::timeout(Duration::from_millis(200), &mut running.task).await;
+        assert!(early.is_err(), "a step is under way: {early:?}");
+        drop(slow);
+        let task = tokio::time::timeout(DEADLINE, &mut running.task).await.unwrap();
+        assert_eq!(task.unwrap().unwrap(), ended);
+        let calls = kernel.calls.lock().clone();
+        assert_eq!(calls.last().map(String::as_str), Some("steer 0"), "{calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn capture_that_begins_when_the_daemon_ends_does_nothing() {
+    let Some(running) = Running::start("late", |_| Recorder::default()) else {
+        return;
+    };
+    running.publish_pod(running.pod());
+    running.shutdown.drain(Duration::ZERO).await;
+    let task = tokio::time::timeout(DEADLINE, running.task).await.unwrap();
+    assert_eq!(task.unwrap().unwrap(), Ended::Drained);
+    assert_eq!(*running.kernel.calls.lock(), [""; 0]);
 }
 
 #[tokio::test]
