@@ -17,6 +17,8 @@ pub(super) enum Entry {
     Busy {
         place: Place,
         attempts: u32,
+        /// It is being released.
+        is_leaving: bool,
     },
     Captured(Captured),
     Failed {
@@ -86,7 +88,12 @@ impl Entries {
     pub(super) fn take_captured(&mut self, workload: &WorkloadUid) -> Option<Captured> {
         let attempts = self.captured(workload)?.release_attempts();
         let place = self.captured(workload)?.pod.place.clone();
-        match self.0.insert(workload.clone(), Entry::Busy { place, attempts }) {
+        let busy = Entry::Busy {
+            place,
+            attempts,
+            is_leaving: true,
+        };
+        match self.0.insert(workload.clone(), busy) {
             Some(Entry::Captured(captured)) => Some(captured),
             Some(Entry::Busy { .. } | Entry::Failed { .. }) | None => None,
         }
@@ -107,6 +114,7 @@ impl Entries {
             Entry::Busy {
                 place: place.clone(),
                 attempts,
+                is_leaving: false,
             },
         );
     }
@@ -166,8 +174,16 @@ impl Entries {
         })
     }
 
-    /// True if every pod has been captured or has failed once.
+    /// True if every pod that should be captured has been, or has failed once. One that leaves may take its time.
     pub(super) fn are_settled(&self) -> bool {
+        !self
+            .0
+            .values()
+            .any(|entry| matches!(entry, Entry::Busy { is_leaving: false, .. }))
+    }
+
+    /// True if no pod is being captured or released.
+    pub(super) fn are_idle(&self) -> bool {
         !self.0.values().any(|entry| matches!(entry, Entry::Busy { .. }))
     }
 

@@ -145,7 +145,7 @@ pub async fn reconcile(
         // A snapshot without a version is the one before the first: it says nothing about what is wanted.
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         if let Some(since) = pausing {
-            if reconciler.entries.are_settled() || since.elapsed() >= PAUSE {
+            if reconciler.entries.are_idle() || since.elapsed() >= PAUSE {
                 break 'running Ended::Paused;
             }
         } else if is_due && snapshot.version != 0 && reconciler.advance(&snapshot).await.is_none() {

@@ -166,6 +166,9 @@ impl KernelSide for Recorder {
         self.note("stop_steering", pod.get().to_string())
     }
     fn detach_pod(&self, pod: PodNumber, namespace: Option<&Namespace>) -> Result<(), AttachError> {
+        if namespace.is_some() {
+            drop(self.slow.blocking_lock());
+        }
         self.namespaces.lock().remove(&pod.get());
         self.note(
             "detach_pod",
@@ -461,7 +464,7 @@ async fn a_taken_over_pod_that_fails_stays_refused_and_is_not_let_go() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_daemon_captured_and_nobody_wants_is_released() {
+async fn what_an_earlier_daemon_captured_and_nobody_wants_is_released_without_being_waited_for() {
     let recorder = |namespace: &Namespace| {
         // As the earlier daemon left it: one of the sysctls was on before it came.
         crate::kernel::sysctls::switch_on(namespace).unwrap();
@@ -479,20 +482,24 @@ async fn what_an_earlier_daemon_captured_and_nobody_wants_is_released() {
     let Some(mut running) = Running::start("adopt-unwanted", recorder) else {
         return;
     };
+    let kernel = Arc::clone(&running.kernel);
+    let slow = kernel.slow.lock().await;
     running.publish_pod(Workload {
         enrolled: false,
         ..running.pod()
     });
+    let event = running.event().await;
+    assert!(
+        matches!(event, CaptureEvent::Settled),
+        "its release is waited for, or somebody is told of it: {event:?}"
+    );
+    assert_eq!(kernel.called("detach_pod 3"), 0);
+    drop(slow);
     running.kernel.until_called("detach_pod 3 there", 1).await;
     running.kernel.until_called("detach_pod 4 gone", 1).await;
     assert!(!ip(&running.namespace, "rule").contains("lookup 15110"));
     assert_eq!(sysctl(&running.namespace, "net/ipv4/tcp_fwmark_accept"), "0");
     assert_eq!(sysctl(&running.namespace, "net/ipv4/fwmark_reflect"), "1");
-    let event = running.event().await;
-    assert!(
-        matches!(event, CaptureEvent::Settled),
-        "nobody was told of it before: {event:?}"
-    );
 }
 
 #[tokio::test]
