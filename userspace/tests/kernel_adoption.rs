@@ -205,6 +205,26 @@ fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
 }
 
 #[test]
+fn what_another_layout_left_pinned_is_removed_and_nothing_else() {
+    if !runs() {
+        return;
+    }
+    let world = World::new();
+    let kernel = world.open();
+    let a = capture(&kernel, &world.a, A, &strict());
+    let own = links(&world);
+    let other = world.config.pin_dir.join("v99");
+    fs::create_dir_all(other.join("pods/3")).unwrap();
+    // A pin is a name: another one of the same link will do.
+    fs::hard_link(&own[0], other.join("pods/3/arrive")).unwrap();
+    assert_eq!(kernel.remove_other_layouts().unwrap(), 1);
+    assert!(!other.exists());
+    assert_eq!(links(&world), own);
+    assert_eq!(kernel.remove_other_layouts().unwrap(), 0);
+    close(a.listeners);
+}
+
+#[test]
 fn a_map_that_is_pinned_keeps_its_size_and_its_entries() {
     if !runs() {
         return;

@@ -174,6 +174,10 @@ impl Entries {
         })
     }
 
+    pub(super) fn has_failures(&self) -> bool {
+        self.0.values().any(|entry| matches!(entry, Entry::Failed { .. }))
+    }
+
     /// True if every pod that should be captured has been, or has failed once. One that leaves may take its time.
     pub(super) fn are_settled(&self) -> bool {
         !self

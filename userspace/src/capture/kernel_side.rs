@@ -1,7 +1,10 @@
 //! What capture asks of the kernel side, as a trait: the real one needs programs and root, tests record what was asked.
 
 use crate::{
-    kernel::{AdoptedPod, AttachError, Changes, Kernel, MapError, PodNumber, PodPolicy, ServiceEntry, WorkloadEntry},
+    kernel::{
+        AdoptedPod, AttachError, Changes, Kernel, MapError, OpenError, PodNumber, PodPolicy, ServiceEntry,
+        WorkloadEntry,
+    },
     net::{Namespace, PodListeners},
 };
 use ipnet::IpNet;
@@ -22,6 +25,7 @@ pub trait KernelSide: Send + Sync {
     fn sync_ranges(&self, wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods(&self) -> Vec<AdoptedPod>;
     fn unfinished_pods(&self) -> Vec<u32>;
+    fn remove_other_layouts(&self) -> Result<usize, OpenError>;
     fn number_for(&self, cookie: u64) -> Result<PodNumber, MapError>;
     fn set_policy(&self, pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(&self, pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
@@ -56,6 +60,7 @@ delegate! {
     fn sync_ranges(wanted: &BTreeSet<IpNet>) -> Result<Changes, MapError>;
     fn adopted_pods() -> Vec<AdoptedPod>;
     fn unfinished_pods() -> Vec<u32>;
+    fn remove_other_layouts() -> Result<usize, OpenError>;
     fn number_for(cookie: u64) -> Result<PodNumber, MapError>;
     fn set_policy(pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;

@@ -129,6 +129,7 @@ pub async fn reconcile(
         adopted: Some(adopted),
         entries: Entries::default(),
         is_settled: false,
+        is_alone: false,
         is_linking: false,
         jobs: JoinSet::new(),
     };
@@ -185,6 +186,8 @@ struct Reconciler {
     adopted: Option<Vec<AdoptedPod>>,
     entries: Entries,
     is_settled: bool,
+    /// Programs of no other layout are left.
+    is_alone: bool,
     /// One pod at a time: the others on the node wait for the kernel.
     is_linking: bool,
     /// Owned here: dropped with the reconciler. A step that has begun is finished by its thread.
@@ -220,7 +223,26 @@ impl Reconciler {
             self.node.inherited.forget_all();
             self.events.send(CaptureEvent::Settled).await.ok()?;
         }
+        if !self.is_alone && self.entries.are_settled() && !self.entries.has_failures() {
+            self.is_alone = true;
+            self.remove_other_layouts().await;
+        }
         Some(())
+    }
+
+    /// What a daemon of another layout left. As long as a pod is not captured anew, it may be what keeps that pod closed.
+    async fn remove_other_layouts(&self) {
+        let kernel = Arc::clone(&self.node.kernel);
+        match spawn_blocking(move || kernel.remove_other_layouts()).await {
+            Ok(Ok(0)) | Err(_) => {}
+            Ok(Ok(count)) => info!(count, "programs of a daemon with another layout are removed"),
+            Ok(Err(error)) => {
+                warn!(
+                    error = &error as &dyn Error,
+                    "programs of a daemon with another layout stay until the next start"
+                );
+            }
+        }
     }
 
     fn scope(&self) -> Scope<'_> {

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::{
-    kernel::{AdoptedPod, AttachError, Changes, MapError, PodNumber, PodPolicy, ServiceEntry, WorkloadEntry},
+    kernel::{
+        AdoptedPod, AttachError, Changes, MapError, OpenError, PodNumber, PodPolicy, ServiceEntry, WorkloadEntry,
+    },
     mesh::{
         MeshSnapshot, SpiffeId, Workload,
         policy::{MutualTls, PeerAuth, Scope},
@@ -21,6 +23,7 @@ use std::{
     net::{IpAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -30,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 const NODE: &str = "node-a";
 
 /// Records what was asked, in words, and fails where it is told to.
@@ -47,6 +50,8 @@ pub(super) struct Recorder {
     linked: Mutex<Vec<u32>>,
     /// Held by whoever wants a step to take a while.
     slow: tokio::sync::Mutex<()>,
+    /// How often programs of other layouts were removed.
+    alone: AtomicUsize,
 }
 
 impl Recorder {
@@ -150,6 +155,9 @@ impl KernelSide for Recorder {
     fn guard_interface(&self, pod: PodNumber, _: &Namespace, interface: &str) -> Result<(), AttachError> {
         self.note("guard_interface", format!("{} {interface}", pod.get()))?;
         Ok(())
+    }
+    fn remove_other_layouts(&self) -> Result<usize, OpenError> {
+        Ok(self.alone.fetch_add(1, Ordering::Relaxed))
     }
     fn link_guards(&self, pod: PodNumber, _: &Namespace) -> Result<(), AttachError> {
         // Apart from the others: it comes late, and by the clock.
@@ -645,6 +653,32 @@ async fn policy_addresses_interfaces_and_rules_are_kept_up_to_date() {
         assert!(start.elapsed() < DEADLINE, "the rule is not put back");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn programs_of_another_layout_stay_until_every_pod_is_captured_anew() {
+    let Some(mut running) = Running::start("layouts", |_| Recorder::default()) else {
+        return;
+    };
+    running.kernel.fail("attach_pod");
+    running.publish_pod(running.pod());
+    assert!(matches!(running.event().await, CaptureEvent::Failed { .. }));
+    assert!(matches!(running.event().await, CaptureEvent::Settled));
+    running.kernel.until_called("attach_pod", 2).await;
+    assert_eq!(
+        running.kernel.alone.load(Ordering::Relaxed),
+        0,
+        "they may be what keeps it closed"
+    );
+    running.kernel.mend();
+    let start = Instant::now();
+    while running.kernel.alone.load(Ordering::Relaxed) == 0 {
+        assert!(start.elapsed() < DEADLINE, "they stay");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    running.publish(|_| {});
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(running.kernel.alone.load(Ordering::Relaxed), 1, "once is enough");
 }
 
 #[tokio::test]
