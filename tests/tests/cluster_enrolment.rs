@@ -87,9 +87,10 @@ fn traffic_between_nodes_is_hbone_with_both_identities_soon_after_the_label() ->
     cluster().access_line(&nodes[1], &[&client, &server, "inbound"])?;
     cluster().access_line(&nodes[0], &[&client, &server, "outbound"])?;
     ensure!(namespace.restarts("web")? == "0" && namespace.restarts("db")? == "0");
-    // kubectl itself takes a part of it.
+    // Two seconds where nothing else goes on. Kubelets and resyncs work in minutes: who waits for one of these is late.
+    eprintln!("captured {captured:?} after the label");
     ensure!(
-        captured < Duration::from_secs(4),
+        captured < Duration::from_secs(30),
         "captured {captured:?} after the label"
     );
     Ok(())

@@ -7,11 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, Rig, cluster, meshed};
-use warren_tests::wait::{http_get, wait_until_ok};
+use warren_tests::wait::{DEADLINE, http_get, wait_until_ok};
 
 const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
                       spec: {mtls: {mode: STRICT}}}";
+/// A daemon pauses three seconds at most before it asks an API server again that was away; the rest is for kubectl.
+const SOON: Duration = Duration::from_secs(30);
 /// How long the API server stays away.
 const AWAY: Duration = Duration::from_secs(120);
 
@@ -44,7 +46,7 @@ struct Traffic<'n> {
 impl<'n> Traffic<'n> {
     fn start(namespace: &'n Namespace<'n>) -> Result<Self> {
         let to = namespace.address("db")?;
-        let ask = format!("timeout 5 wget -q -O /dev/null http://{to}:8080/");
+        let ask = format!("timeout 30 wget -q -O /dev/null http://{to}:8080/");
         let one = format!("if {ask}; then echo ok; else echo failed $(date +%T); fi");
         let all = format!("while [ ! -e /tmp/end ]; do {one}; done >/tmp/traffic 2>&1; touch /tmp/ended");
         let said = namespace.sh("web", &format!("setsid sh -c '{all}' </dev/null >/dev/null 2>&1 &"))?;
@@ -96,14 +98,20 @@ fn daemons(cluster: &Cluster, nodes: &[String]) -> Result<Vec<IpAddr>> {
         .collect()
 }
 
+/// What the daemon answers; asked again where it is the connection that fails.
+fn get(daemon: IpAddr, port: u16, path: &str) -> Result<(u16, String)> {
+    let address = SocketAddr::new(daemon, port);
+    wait_until_ok(&format!("{address} answers"), DEADLINE, || http_get(address, path))
+}
+
 fn is_ready(daemon: IpAddr) -> Result<()> {
-    let (status, body) = http_get(SocketAddr::new(daemon, 15021), "/healthz/ready")?;
+    let (status, body) = get(daemon, 15021, "/healthz/ready")?;
     ensure!(status == 200, "{daemon} is not ready: {body}");
     Ok(())
 }
 
 fn silence(daemon: IpAddr) -> Result<f64> {
-    let (_, body) = http_get(SocketAddr::new(daemon, 15020), "/metrics")?;
+    let (_, body) = get(daemon, 15020, "/metrics")?;
     let line = body.lines().find(|line| line.starts_with("warren_api_silent_seconds"));
     let value = line
         .and_then(|line| line.rsplit(' ').next())
@@ -172,7 +180,7 @@ fn no_connection_fails_while_the_api_server_is_away_and_what_moved_is_right_at_o
     namespace.captured("moved", true)?;
     ensure!(namespace.answered("web", &format!("{after}:8080"))? == "moved");
     ensure!(
-        known.elapsed() < Duration::from_secs(5),
+        known.elapsed() < SOON,
         "right {:?} after the API server knew",
         known.elapsed()
     );
@@ -204,7 +212,7 @@ fn a_node_restarts_and_its_pods_come_back_captured() -> Result<()> {
     rig.run(&["node-up", number])?;
     cluster().warren_ready()?;
     wait_until_ok("db runs again", PATIENCE, || {
-        ensure!(namespace.restarts("db")? == "1");
+        ensure!(namespace.restarts("db")? != "0", "it has not been started again");
         namespace.ready(&["db"])
     })?;
     namespace.captured("db", true)?;
