@@ -12,11 +12,11 @@ const HBONE_PORT: u16 = 15008;
 const ECHO_PORT: u16 = 7000;
 const DEAF_PORT: u16 = 7001;
 const MOMENT: Duration = Duration::from_millis(200);
-/// By how much the second half of the rounds may stand above the first. What 40 deaf clients had sent is 40 MiB a round, and
-/// a leak of 8 KiB a stranger 16 MiB in a half.
-const MOST_GROWTH_KIB: u64 = 8 << 10;
+/// By how much the last rounds may stand above the first: more than the allocator keeps now and then (up to 30 MiB were
+/// seen on a busy machine). A leak of 8 KiB a stranger is 94 MiB in six rounds, one of what deaf clients sent 240 MiB.
+const MOST_GROWTH_KIB: u64 = 48 << 10;
 const ROUNDS: usize = 10;
-const STRANGERS: usize = 400;
+const STRANGERS: usize = 2000;
 const DEAF: usize = 40;
 
 /// What a stranger says first: another protocol, a record that never comes, one too long, TLS 1.0, and nothing at all.
@@ -54,8 +54,9 @@ fn strangers_and_deaf_clients_leave_memory_flat_and_others_alone() -> Result<()>
         sizes.push(settled(&mut mesh)?);
     }
     eprintln!("resident after each round, in KiB: {sizes:?}");
-    let largest = |half: &[u64]| half.iter().copied().max().unwrap_or_default();
-    let (early, late) = (largest(&sizes[..ROUNDS / 2]), largest(&sizes[ROUNDS / 2..]));
+    // The smallest of some rounds: what the allocator gives back late stands in single ones.
+    let smallest = |rounds: &[u64]| rounds.iter().copied().min().unwrap_or_default();
+    let (early, late) = (smallest(&sizes[1..4]), smallest(&sizes[ROUNDS - 3..]));
     ensure!(
         late <= early + MOST_GROWTH_KIB,
         "the daemon grew from {early} to {late} KiB: {sizes:?}"

@@ -1,12 +1,13 @@
 //! What applications do with connections, done through the mesh: on one node and across two, by both families.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use warren_tests::agent::{Agent, Order, Outcome, Serve};
 use warren_tests::wait::wait_until_ok;
-use warren_tests::{DEADLINE, Mesh, Node, PodSpec, ServiceSpec, World};
+use warren_tests::{DEADLINE, Mesh, Node, Pod, PodSpec, ServiceSpec, World};
 
 const PORT: u16 = 7000;
 
@@ -18,6 +19,30 @@ fn world(prefix: &str) -> Result<World> {
         .service(ServiceSpec::new("server", 10, 80).target_port(PORT))
         .service(ServiceSpec::new("client", 11, 80).target_port(PORT))
         .start()
+}
+
+/// How many bytes lie unread in the pod's connections to its own `port`.
+fn unread_at(pod: &Pod, port: u16) -> Result<u64> {
+    // A dual-stack listener's IPv4 connections are in the table of IPv6.
+    let text = pod
+        .namespace
+        .run(|| Ok(["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/thread-self/net/{name}")))))?;
+    const ESTABLISHED: &str = "01";
+    let port = format!(":{port:04X}");
+    let mut unread = 0;
+    for table in text {
+        for line in table?.lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, _, ESTABLISHED, queues, ..] = fields[..] else {
+                continue;
+            };
+            if local.ends_with(&port) {
+                let (_, received) = queues.split_once(':').context("no queues")?;
+                unread += u64::from_str_radix(received, 16)?;
+            }
+        }
+    }
+    Ok(unread)
 }
 
 fn any(port: u16) -> SocketAddr {
@@ -138,8 +163,11 @@ fn a_reset_of_either_side_arrives_as_a_reset_at_the_other() -> Result<()> {
     let to = SocketAddr::new(to.ip(), PORT + 1);
     client.must_connect("second", to, DEADLINE)?;
     client.send("second", "hello")?;
+    // Not before the bytes are there unread: an end without any is an orderly one.
     wait_until_ok("the server has it", DEADLINE, || {
         ensure!(!slow.accepted("park")?.is_empty(), "nobody came");
+        let unread = unread_at(world.pod("server"), PORT + 1)?;
+        ensure!(unread > 0, "no bytes came");
         Ok(())
     })?;
     drop(slow);
@@ -197,7 +225,7 @@ fn a_tunnel_silent_for_many_pings_and_idle_times_still_carries_bytes_both_ways()
         .node_arg("--hbone-ping")
         .node_arg("17ms")
         .node_arg("--hbone-dead-after")
-        .node_arg("5s")
+        .node_arg("60s")
         .node_arg("--hbone-idle")
         .node_arg("500ms")
         .start(&world)?;
