@@ -13,7 +13,7 @@ use crate::{ebpf, run, setup, tree};
 /// architecture.
 pub(crate) fn build() -> Result<()> {
     setup::for_building()?;
-    build_release(&["--package", "warren"])?;
+    build_release(&["warren"])?;
     run::print(&format!("{}\n", tree::target().join("release/warren").display()));
     Ok(())
 }
@@ -22,7 +22,7 @@ pub(crate) fn build() -> Result<()> {
 pub(crate) fn build_static(architecture: Architecture) -> Result<PathBuf> {
     let triple = architecture.triple();
     if triple == tree::host_triple()? {
-        build_release(&["--package", "warren"])?;
+        build_release(&["warren"])?;
     } else {
         let mut command = release(&triple);
         run::step("building the kernel programs", || {
@@ -46,18 +46,7 @@ pub(crate) fn build_static(architecture: Architecture) -> Result<PathBuf> {
 /// Two nodes and four pods on this machine.
 pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     setup::for_demo()?;
-    build_release(&[
-        "--package",
-        "warren",
-        "--package",
-        "warren-tests",
-        "--bin",
-        "warren",
-        "--bin",
-        "demo",
-        "--bin",
-        "load",
-    ])?;
+    build_release(&["warren", "demo", "load"])?;
     let reason = "the demo makes network namespaces and loads kernel programs";
     Err(run::become_program(privileged("demo", arguments, reason)?))
 }
@@ -68,14 +57,14 @@ pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
         return scale(rest);
     }
     setup::for_bench()?;
-    build_release(&["--package", "warren", "--package", "warren-tests", "--bins"])?;
+    build_release(&["warren", "bench", "floor", "load"])?;
     let reason = "the benchmark makes network namespaces and loads kernel programs";
     Err(run::become_program(privileged("bench", arguments, reason)?))
 }
 
 fn scale(arguments: &[String]) -> Result<ExitCode> {
     setup::for_building()?;
-    build_release(&["--package", "warren", "--package", "warren-tests", "--bins"])?;
+    build_release(&["warren", "scale"])?;
     let built = release_folder()?;
     let server = ApiServer::up()?;
     let mut command = server.command(&built.join("scale"), &environment(&built))?;
@@ -85,10 +74,16 @@ fn scale(arguments: &[String]) -> Result<ExitCode> {
 }
 
 /// Builds for release, and leaves the binary where one looks for it: cargo has a folder of its own for a named target.
-fn build_release(what: &[&str]) -> Result<()> {
+///
+/// Always the same packages, whichever of their binaries are wanted: by the packages cargo chooses the features of every
+/// dependency, and would build them all again for another choice.
+fn build_release(binaries: &[&str]) -> Result<()> {
     run::step("building the kernel programs", ebpf::build)?;
     let triple = tree::host_triple()?;
-    run::step("building Warren for release", || run::run(release(&triple).args(what)))?;
+    let mut command = release(&triple);
+    command.args(["--package", "warren", "--package", "warren-tests"]);
+    command.args(binaries.iter().flat_map(|binary| ["--bin", binary]));
+    run::step("building Warren for release", || run::run(&mut command))?;
     let (built, wanted) = (release_folder()?.join("warren"), tree::target().join("release"));
     let (half, wanted_file) = (wanted.join("warren.new"), wanted.join("warren"));
     std::fs::create_dir_all(&wanted).with_context(|| format!("cannot make {}", wanted.display()))?;
