@@ -63,10 +63,16 @@ impl Mesh {
     }
 }
 
-/// A binary of this workspace: `WARREN_BIN` for `warren`, else beside the running one, else of the other profile.
+/// A binary of this workspace: `WARREN_BIN` for `warren`, for others the one beside that, else beside the running one, else
+/// of the other profile.
 pub fn binary(name: &str) -> Result<PathBuf> {
-    if let (true, Some(path)) = (name == "warren", std::env::var_os("WARREN_BIN")) {
-        return Ok(path.into());
+    if let Some(warren) = std::env::var_os("WARREN_BIN").map(PathBuf::from) {
+        let beside = warren.with_file_name(name);
+        if name == "warren" {
+            return Ok(warren);
+        } else if beside.exists() {
+            return Ok(beside);
+        }
     }
     let me = std::env::current_exe().context("find the running binary")?;
     let profile = me

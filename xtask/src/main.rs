@@ -104,7 +104,7 @@ Usage: cargo xtask demo [--ipv6] [--keep] [--clean]
 const TEST_HELP: &str = "\
 Run the tests. The last line holds the totals, `N passed, N failed`.
 
-Usage: cargo xtask test [LEVEL] [--cluster rig|kubeconfig] [-- ARGUMENTS OF THE TESTS' RUNNER]
+Usage: cargo xtask test [LEVEL] [--release] [--cluster rig|kubeconfig] [-- ARGUMENTS OF THE TESTS' RUNNER]
 
 Levels:
   pure     unit tests, and integration tests that need no privilege
@@ -114,6 +114,8 @@ Levels:
 
 Without a level all of them run. Tests that need root are built by you and started by sudo.
 
+  --release             with the programs under test as they are released; what tests assert of speed, where they are asked
+                        to by WARREN_CHURN_SECONDS and the like, holds for these
   --cluster rig         (default) Kubernetes from tests/kube, two nodes in network namespaces; built once, in 6 minutes,
                         into $WARREN_CACHE or ~/.cache/warren
   --cluster kubeconfig  the cluster that KUBECONFIG leads to, such as kind with two workers; tests that stop nodes or the

@@ -51,6 +51,12 @@ pub(crate) fn demo(arguments: &[String]) -> Result<ExitCode> {
     Err(run::become_program(privileged("demo", arguments, reason)?))
 }
 
+/// The programs that tests start, as they are released, by their folder.
+pub(crate) fn build_for_tests() -> Result<PathBuf> {
+    build_release(&["warren", "load"])?;
+    release_folder()
+}
+
 /// The mesh measured beside plain connections, or one daemon beside a large cluster.
 pub(crate) fn bench(arguments: &[String]) -> Result<ExitCode> {
     if let Some(("scale", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {

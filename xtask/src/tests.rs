@@ -97,13 +97,24 @@ impl Totals {
     }
 }
 
-/// The levels to run, and the cluster for those that need one.
-fn chosen(arguments: &[String]) -> Result<(Vec<Level>, Choice)> {
-    let (mut levels, mut choice) = (Vec::new(), Choice::default());
+/// What is asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Asked {
+    levels: Vec<Level>,
+    /// Of those that need one.
+    cluster: Choice,
+    /// The programs under test are those that are released.
+    release: bool,
+}
+
+fn asked(arguments: &[String]) -> Result<Asked> {
+    let (mut levels, mut cluster, mut release) = (Vec::new(), Choice::default(), false);
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         if word == "--cluster" {
-            choice = Choice::named(words.next().context("--cluster needs a value: rig or kubeconfig")?)?;
+            cluster = Choice::named(words.next().context("--cluster needs a value: rig or kubeconfig")?)?;
+        } else if word == "--release" {
+            release = true;
         } else if levels.is_empty() {
             levels.push(Level::named(word)?);
         } else {
@@ -113,7 +124,11 @@ fn chosen(arguments: &[String]) -> Result<(Vec<Level>, Choice)> {
     if levels.is_empty() {
         levels = LEVELS.to_vec();
     }
-    Ok((levels, choice))
+    Ok(Asked {
+        levels,
+        cluster,
+        release,
+    })
 }
 
 /// `arguments` are a level, or none for all, and after `--` what goes to the tests' own runner.
@@ -122,25 +137,25 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         Some(at) => (&arguments[..at], &arguments[at + 1..]),
         None => (arguments, &[][..]),
     };
-    let (levels, choice) = chosen(own)?;
+    let asked = asked(own)?;
 
     setup::for_building()?;
-    if levels.iter().any(|level| level.needs_root()) {
+    if asked.levels.iter().any(|level| level.needs_root()) {
         setup::for_demo()?;
     }
     run::step("building the kernel programs", ebpf::build)?;
 
     let mut totals = Totals::default();
     let mut skipped = Vec::new();
-    for level in levels {
+    for &level in &asked.levels {
         if level == Level::Cluster {
-            let lacks = cluster::lacks(choice);
+            let lacks = cluster::lacks(asked.cluster);
             if !lacks.is_empty() {
                 skipped.push(format!("SKIPPED: level cluster, for want of {}\n", lacks.join("; ")));
                 continue;
             }
         }
-        totals.add(run_level(level, choice, for_runner)?);
+        totals.add(run_level(level, &asked, for_runner)?);
     }
     skipped.iter().for_each(|line| run::print(line));
     if totals.ignored > 0 {
@@ -154,7 +169,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     })
 }
 
-fn run_level(level: Level, choice: Choice, for_runner: &[String]) -> Result<Totals> {
+fn run_level(level: Level, asked: &Asked, for_runner: &[String]) -> Result<Totals> {
     let files = integration_tests(level)?;
     let mut what: Vec<String> = files.into_iter().flat_map(|stem| ["--test".to_owned(), stem]).collect();
     if level == Level::Pure {
@@ -167,19 +182,24 @@ fn run_level(level: Level, choice: Choice, for_runner: &[String]) -> Result<Tota
 
     let mut base = vec!["test".to_owned(), "--workspace".to_owned(), "--no-fail-fast".to_owned()];
     base.extend(what);
-    if level.needs_root() {
-        // The harness starts the binary as a node would.
-        run::step("building warren for the tests", || {
-            run::run(tree::cargo().args(["build", "--quiet", "--package", "warren", "--bin", "warren"]))
-        })?;
-    }
+    // The harness starts the binary as a node would.
+    let binaries = match asked.release {
+        true => programs::build_for_tests()?,
+        false => {
+            if level.needs_root() {
+                run::step("building warren for the tests", || {
+                    run::run(tree::cargo().args(["build", "--quiet", "--package", "warren", "--bin", "warren"]))
+                })?;
+            }
+            tree::target().join("debug")
+        }
+    };
     run::step(&format!("building the tests of level {level}"), || {
         run::run(tree::cargo().args(&base).args(["--quiet", "--no-run"]))
     })?;
 
-    let binaries = tree::target().join("debug");
     let cluster = match level {
-        Level::Cluster => match Cluster::up(choice, &binaries.join("warren")) {
+        Level::Cluster => match Cluster::up(asked.cluster, &binaries.join("warren")) {
             Ok(cluster) => Some(cluster),
             Err(error) => {
                 // What the other levels found is worth its totals all the same.
@@ -368,17 +388,26 @@ mod unit {
     }
 
     #[test]
-    fn a_level_and_a_cluster_may_be_named_in_any_order() {
+    fn a_level_a_cluster_and_a_profile_may_be_named_in_any_order() {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        for line in ["cluster --cluster kubeconfig", "--cluster kubeconfig cluster"] {
-            assert_eq!(
-                chosen(&words(line)).expect(line),
-                (vec![Level::Cluster], Choice::Kubeconfig)
-            );
+        for line in [
+            "cluster --release --cluster kubeconfig",
+            "--cluster kubeconfig cluster --release",
+        ] {
+            let expected = Asked {
+                levels: vec![Level::Cluster],
+                cluster: Choice::Kubeconfig,
+                release: true,
+            };
+            assert_eq!(asked(&words(line)).expect(line), expected);
         }
-        assert_eq!(chosen(&[]).expect("all"), (LEVELS.to_vec(), Choice::Rig));
+        let all = Asked {
+            levels: LEVELS.to_vec(),
+            ..Asked::default()
+        };
+        assert_eq!(asked(&[]).expect("all"), all);
         for line in ["pure net", "--cluster", "--cluster kind"] {
-            assert!(chosen(&words(line)).is_err(), "{line}");
+            assert!(asked(&words(line)).is_err(), "{line}");
         }
     }
 }
