@@ -27,18 +27,24 @@ fn any(ipv6: bool, port: u16) -> SocketAddr {
     SocketAddr::new(any.expect("an address"), port)
 }
 
-/// A refusal: at once, and by the system call itself.
-fn assert_refused(outcome: &Outcome, what: &str) {
-    match outcome {
-        Outcome::Failed { errno, after_us } => {
-            assert!(
-                ["EHOSTUNREACH", "ECONNREFUSED", "ECONNRESET"].contains(&errno.as_str()),
-                "{what}: {errno}"
-            );
-            assert!(Duration::from_micros(*after_us) < AT_ONCE, "{what} took {after_us} µs");
+/// A refusal: by the system call itself, and at once in the fastest of three tries, as the machine may stand still during
+/// one.
+fn assert_refused(client: &mut Agent, to: SocketAddr, what: &str) -> Result<()> {
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        match client.connect("refused", to, DEADLINE)? {
+            Outcome::Failed { errno, after_us } => {
+                assert!(
+                    ["EHOSTUNREACH", "ECONNREFUSED", "ECONNRESET"].contains(&errno.as_str()),
+                    "{what}: {errno}"
+                );
+                fastest = fastest.min(Duration::from_micros(after_us));
+            }
+            other => panic!("{what}: {other:?}"),
         }
-        other => panic!("{what}: {other:?}"),
     }
+    assert!(fastest < AT_ONCE, "{what} took {fastest:?}");
+    Ok(())
 }
 
 #[test]
@@ -80,8 +86,7 @@ fn with_the_daemon_dead_mesh_calls_are_refused_nothing_leaks_and_the_next_daemon
                 world.pod("newcomer").ip(ipv6),
             ),
         ] {
-            let outcome = client.connect("refused", SocketAddr::new(ip, PORT), DEADLINE)?;
-            assert_refused(&outcome, what);
+            assert_refused(&mut client, SocketAddr::new(ip, PORT), what)?;
         }
         let outsider = SocketAddr::new(world.pod("outsider").ip(ipv6), PORT);
         // The very socket that was refused may go elsewhere.
@@ -134,10 +139,7 @@ fn with_the_daemon_dead_a_wildcard_listener_does_not_get_its_own_calls_to_others
     mesh.daemon_mut(Node::A).kill()?;
     for ipv6 in [false, true] {
         let other = SocketAddr::new(world.pod("server").ip(ipv6), PORT);
-        assert_refused(
-            &client.connect("call", other, DEADLINE)?,
-            "another service on the same port",
-        );
+        assert_refused(&mut client, other, "another service on the same port")?;
         ensure!(client.accepted("own")?.is_empty(), "the pod was connected to itself");
     }
     Ok(())

@@ -200,29 +200,31 @@ fn the_nodes_own_processes_pass_under_strict_and_containers_on_its_network_do_no
     assert_eq!(count(&kernel, Reason::NodeConnectNoted), before);
 }
 
-/// A connection from a fixed port to A, which A closes first, so that the TIME_WAIT is A's.
+/// How long a connection to A takes from a port that was used a moment before, and which A closed first, so that the
+/// TIME_WAIT is A's. Of three the fastest: the machine may stand still during one.
 fn reuse_port_after_time_wait(from: &Namespace, source: SocketAddr, to: SocketAddr) -> Duration {
     let connect = || {
-        from.run(|| {
-            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
-            socket.set_reuse_address(true).unwrap();
-            socket.bind(&source.into()).unwrap();
-            let start = Instant::now();
-            socket.connect_timeout(&to.into(), DEADLINE).unwrap();
-            (TcpStream::from(socket), start.elapsed())
-        })
-        .unwrap()
+        let (stream, took) = from
+            .run(|| {
+                let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.set_reuse_address(true).unwrap();
+                socket.bind(&source.into()).unwrap();
+                let start = Instant::now();
+                socket.connect_timeout(&to.into(), DEADLINE).unwrap();
+                (TcpStream::from(socket), start.elapsed())
+            })
+            .unwrap();
+        assert_eq!(answer(&stream).unwrap(), "bye");
+        let mut nothing = [0];
+        assert_eq!(
+            io::Read::read(&mut &stream, &mut nothing).unwrap(),
+            0,
+            "closed by the other end first"
+        );
+        took
     };
-    let (first, _) = connect();
-    assert_eq!(answer(&first).unwrap(), "bye");
-    let mut nothing = [0];
-    assert_eq!(
-        io::Read::read(&mut &first, &mut nothing).unwrap(),
-        0,
-        "closed by the other end first"
-    );
-    drop(first);
-    connect().1
+    connect();
+    (0..3).map(|_| connect()).min().unwrap()
 }
 
 /// Listens as a role of the daemon does, and closes each connection first.
