@@ -51,6 +51,8 @@ pub enum UninstallError {
     Helm { release: String },
     #[error("namespace {NAMESPACE} is still there; see `kubectl get namespace {NAMESPACE} -o yaml` for what holds it")]
     Namespace,
+    #[error("the definition {name} is still there; see `kubectl get crd {name} -o yaml` for what holds it")]
+    Definition { name: String },
 }
 
 /// Removes Warren.
@@ -76,7 +78,8 @@ pub(super) async fn run(args: &UninstallArgs) -> Result<ExitCode, UninstallError
         let of_it = objects
             .iter()
             .filter(|object| object.component == Component::Definitions);
-        remove(&cluster, Component::Definitions, of_it).await?;
+        remove(&cluster, Component::Definitions, of_it.clone()).await?;
+        definitions_ended(&cluster, of_it, deadline).await?;
     } else {
         tell(
             Mark::Good,
@@ -164,6 +167,29 @@ async fn remove<'o>(
         (gone, foreign) => format!("{gone} removed, {foreign} from elsewhere kept"),
     };
     tell(Mark::Good, component.title(), &text);
+    Ok(())
+}
+
+/// Definitions go with the policies made of them, a while after they are deleted: whoever installs again at once would
+/// meet those that are going.
+async fn definitions_ended<'o>(
+    cluster: &Cluster,
+    objects: impl Iterator<Item = &'o Object>,
+    deadline: Instant,
+) -> Result<(), UninstallError> {
+    for object in objects {
+        while let Some(there) = cluster.get(object.resource, None, object.name()).await? {
+            if there["metadata"]["deletionTimestamp"].is_null() {
+                // From elsewhere, or made again meanwhile.
+                break;
+            }
+            if Instant::now() > deadline {
+                let name = object.name().to_owned();
+                return Err(UninstallError::Definition { name });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
     Ok(())
 }
 
