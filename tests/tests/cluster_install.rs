@@ -122,10 +122,12 @@ fn check_finds_nothing_on_a_healthy_cluster_with_pods_in_the_mesh() -> Result<()
     let cluster = fresh()?;
     let (_namespace, _) = pair(cluster, "well")?;
     is_well(cluster)?;
-    let told = cluster.warren(&["check"])?;
-    ended_well("check", &told)?;
-    ensure!(told.stdout.contains("All is well."), "{}", told.stdout);
-    Ok(())
+    wait_until_ok("check says that all is well", PATIENCE, || {
+        let told = cluster.warren(&["check"])?;
+        ended_well("check", &told)?;
+        ensure!(told.stdout.contains("All is well."), "{}", told.stdout);
+        Ok(())
+    })
 }
 
 #[test]
@@ -221,20 +223,24 @@ fn what_a_dry_run_prints_is_what_is_installed() -> Result<()> {
     ended_well("install --dry-run", &told)?;
     let file = std::env::temp_dir().join(format!("warren-dry-run-{}.yaml", std::process::id()));
     std::fs::write(&file, &told.stdout)?;
-    let compared = cluster
-        .kubectl
-        .command()
-        .args(["diff", "--server-side", "--force-conflicts", "-f"])
-        .arg(&file)
-        .output()?;
+    // What controllers of the cluster write into new objects may still come, and the API server may be busy.
+    let compared = wait_until_ok("nothing differs", PATIENCE, || {
+        let compared = cluster
+            .kubectl
+            .command()
+            .args(["diff", "--server-side", "--force-conflicts", "-f"])
+            .arg(&file)
+            .output()?;
+        ensure!(
+            compared.status.code() == Some(0),
+            "{}{}",
+            String::from_utf8_lossy(&compared.stdout),
+            String::from_utf8_lossy(&compared.stderr)
+        );
+        Ok(())
+    });
     std::fs::remove_file(&file)?;
-    ensure!(
-        compared.status.code() == Some(0),
-        "{}{}",
-        String::from_utf8_lossy(&compared.stdout),
-        String::from_utf8_lossy(&compared.stderr)
-    );
-    Ok(())
+    compared
 }
 
 #[test]
@@ -263,10 +269,13 @@ fn uninstall_cuts_no_connection_restarts_no_pod_and_leaves_nothing_behind() -> R
     let serve = format!("nc -l -p 9000 -e sh -c '{feed}'");
     let mut server = namespace.spawn("db", &serve)?;
     let to = namespace.address("db")?;
-    let mut reader = namespace.spawn(
-        "web",
-        &format!("sleep 1; nc {to} 9000 </dev/null | tee /tmp/got | tail -1"),
-    )?;
+    wait_until_ok("db listens", PATIENCE, || {
+        // 9000, in state LISTEN.
+        let said = namespace.sh("db", "cat /proc/net/tcp* | grep -qi ':2328 [0:]* 0a '")?;
+        ensure!(said.succeeded, "{}", said.text);
+        Ok(())
+    })?;
+    let mut reader = namespace.spawn("web", &format!("nc {to} 9000 </dev/null | tee /tmp/got | tail -1"))?;
     warren_tests::wait_until("the transfer has begun", PATIENCE, || {
         namespace.sh("web", "test -s /tmp/got").ok()?.succeeded.then_some(())
     })?;
