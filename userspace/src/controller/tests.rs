@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
 use tonic::Code;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn id(account: &str) -> SpiffeId {
@@ -200,11 +200,7 @@ fn csr(uris: &[&str]) -> String {
 fn leaf_lifetime(chain: &[String]) -> i64 {
     let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();
-    leaf.validity().not_after.timestamp()
-        - SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap()
-            .as_secs() as i64
+    leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp()
 }
 
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -328,7 +324,8 @@ async fn the_lifetime_is_the_nodes_wish_within_the_controllers_maximum() {
     for (wish, given) in [(0, 24 * 3600), (60, 60), (7200, 7200), (i64::MAX, 48 * 3600)] {
         let chain = world.call(csr(&[]), text(id("web").as_str()), wish).await.unwrap();
         let lifetime = leaf_lifetime(&chain);
-        assert!((given - 5..=given).contains(&lifetime), "{wish}: {lifetime}");
+        // It is dated back by two minutes, for clocks that differ; and a second may begin in between.
+        assert!((given + 119..=given + 121).contains(&lifetime), "{wish}: {lifetime}");
     }
     assert_eq!(
         world.call(csr(&[]), text(id("web").as_str()), -1).await,
@@ -496,7 +493,8 @@ async fn what_cannot_work_is_said_at_the_start() {
 async fn a_nodes_store_renews_from_the_controller_and_lives_through_its_absence() {
     let world = World::start().await;
     let settings = CaClientSettings {
-        lifetime: Duration::from_secs(4),
+        // Long beside what a machine may stand still.
+        lifetime: Duration::from_secs(20),
         ..world.client_settings("token-a")
     };
     let store_settings = StoreSettings {

@@ -31,7 +31,7 @@ use warren::{
     mesh::SpiffeId,
 };
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 pub(crate) const SYSTEM: &str = "warren-system";
 /// One rig at a time: its namespaces bear this prefix.
 const PREFIX: &str = "wca";
