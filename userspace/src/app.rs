@@ -20,7 +20,7 @@ pub use plugin::run_plugin;
 
 use crate::{
     admin::{AdminState, Readiness},
-    capture::CaptureSettings,
+    capture::{CaptureSettings, KernelSide},
     certs::{
         CertStore,
         issuer::{CaClient, CaClientSettings},
@@ -44,8 +44,8 @@ use ports::OwnPorts;
 use rustls_pki_types::ServerName;
 use settings::{kernel_config, place, proxy_settings, trust_domains};
 use std::{io, sync::Arc, time::Duration};
-use succession::Arrival;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// Events that wait for the proxy while it serves earlier ones.
@@ -88,32 +88,33 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     ports.serve_admin(Some(running.state), &admin_tasks)?;
     info!(node = config.node_name, "the node's daemon runs");
 
-    let outcome = tokio::select! {
-        outcome = wait(terminated, &shutdown) => outcome,
-        () = asked_to_leave(running.standing.as_ref()) => Ok(()),
+    let outcome = wait(terminated, &shutdown).await;
+    let is_ours = match &running.standing {
+        Some(standing) => standing.close().await,
+        None => true,
     };
-    let has_handed_over = match &running.standing {
-        Some(standing) => standing.has_handed_over().await,
-        None => false,
-    };
+    let mut released = running.released;
     let uninstalled = match running.cluster {
-        Some(cluster) if outcome.is_ok() && !has_handed_over && cluster.is_uninstalled().await => Some(cluster),
-        Some(_) | None => None,
-    };
-    if let Some(cluster) = &uninstalled {
-        readiness.pending(Condition::Running.name(), "being uninstalled");
-        cluster.leave();
-        cluster.remove_plugin();
-        if tokio::time::timeout(LEAVE, running.all_released).await.is_err() {
-            warn!("not every pod could be released in time");
+        Some(cluster) if outcome.is_ok() && is_ours && cluster.is_uninstalled().await => cluster,
+        Some(_) | None => {
+            // The next daemon has the node as soon as capture stands still.
+            drop(released);
+            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+            return outcome;
         }
+    };
+    readiness.pending(Condition::Running.name(), "being uninstalled");
+    uninstalled.leave();
+    uninstalled.remove_plugin();
+    let in_time = tokio::time::timeout(LEAVE, &mut released).await;
+    if in_time.is_err() {
+        warn!("not every pod could be released in time");
     }
     end(&config.run, &shutdown, &admin_tasks, &readiness).await;
-    if let Some(cluster) = &uninstalled {
-        cluster.remove_rest(&running.kernel);
-        if let Some(socket) = config.meeting_place() {
-            Tenure::remove(&socket);
-        }
+    uninstalled.remove_rest(&running.kernel);
+    let tenure = in_time.unwrap_or_else(|_| Ok(released.try_recv().ok().flatten()));
+    if let (Ok(Some(tenure)), Some(socket)) = (tenure, config.meeting_place()) {
+        tenure.remove(&socket);
     }
     outcome
 }
@@ -123,7 +124,8 @@ struct Running {
     state: AdminState,
     kernel: Arc<Kernel>,
     cluster: Option<Cluster>,
-    all_released: oneshot::Receiver<()>,
+    /// Gets the tenure when every pod has been released, or capture has ended.
+    released: oneshot::Receiver<Option<Tenure>>,
     /// Where no other daemon can come: none.
     standing: Option<Standing>,
 }
@@ -151,10 +153,8 @@ async fn start(
         Some(place) => {
             let identities = pods::identities(&published.snapshot.borrow(), &config.node_name, on_node.is_some());
             let prepare = async || succession::fetch(&certs, &identities).await;
-            match succession::arrive(&place, &config.node_name, readiness, prepare).await? {
-                Arrival::First(tenure) => (Some(tenure), None),
-                Arrival::Heir(heir) => (None, Some(heir)),
-            }
+            let (tenure, heir) = succession::arrive(&place, &config.node_name, readiness, prepare).await?;
+            (Some(tenure), heir)
         }
     };
     if let Some(heir) = &heir {
@@ -166,11 +166,13 @@ async fn start(
         heir.catch_up(&mut snapshots, |snapshot| cni::are_known(&sandboxes, snapshot))
             .await;
     }
-    let kernel = tokio::task::spawn_blocking({
+    // Whoever writes to the node owns it, even if nobody waits for this any more.
+    let opened = tokio::task::spawn_blocking({
         let kernel = kernel_config(&config.kernel);
-        move || Kernel::open(&kernel)
+        move || (Kernel::open(&kernel), tenure)
     });
-    let kernel = Arc::new(kernel.await?.context("the kernel programs cannot be used")?);
+    let (kernel, tenure) = opened.await?;
+    let kernel = Arc::new(kernel.context("the kernel programs cannot be used")?);
     readiness.met(Condition::Programs.name());
     trace_log(&kernel, shutdown);
 
@@ -195,7 +197,8 @@ async fn start(
         None => CaptureSettings::by_manifests(config.node_name.as_str(), config.run.drain_deadline),
     };
     let capturing = Capturing {
-        kernel: Arc::clone(&kernel),
+        kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
+        tenure,
         settings: CaptureSettings {
             inherited: heir.as_ref().map(|heir| heir.inherited.clone()).unwrap_or_default(),
             ..settings
@@ -206,7 +209,7 @@ async fn start(
         shutdown: shutdown.clone(),
     };
     let (pauses, asked) = Pauses::new();
-    let (left, all_released) = oneshot::channel();
+    let (left, released) = oneshot::channel();
     shutdown.spawn_essential("capture", capturing.run(asked, left));
     shutdown.spawn_essential("pods", Arc::clone(&pods).serve(captured));
     shutdown.spawn(
@@ -219,16 +222,12 @@ async fn start(
     );
     showing::register(metrics, &published, &kernel, &certs, shutdown);
 
-    let tenure = match heir {
-        Some(heir) => {
-            let left = heir.left();
-            if tokio::time::timeout(left, pods.settled()).await.is_err() {
-                bail!("the node's pods are not served in time: the daemon before this one goes on");
-            }
-            Some(heir.served().await?)
+    if let Some(heir) = heir {
+        if tokio::time::timeout(heir.left(), pods.settled()).await.is_err() {
+            bail!("the node's pods are not served in time: the daemon before this one goes on");
         }
-        None => tenure,
-    };
+        heir.served().await?;
+    }
     readiness.met(Condition::Node.name());
     let contact = server.as_ref().map(|(contact, _)| contact.clone());
     let cluster = match (on_node, server) {
@@ -239,15 +238,15 @@ async fn start(
     if let Some(duties) = &duties {
         duties.start()?;
     }
-    let standing = config.meeting_place().zip(tenure).map(|(socket, tenure)| {
+    let standing = config.meeting_place().map(|socket| {
         let owner = Owner {
             socket,
             node: config.node_name.clone(),
-            tenure,
             pauses,
             pods: Arc::clone(&pods),
             duties,
             shutdown: shutdown.clone(),
+            closing: CancellationToken::new(),
         };
         owner.start()
     });
@@ -256,16 +255,9 @@ async fn start(
             .api_server(move || contact.as_ref().map(source::view)),
         kernel,
         cluster,
-        all_released,
+        released,
         standing,
     })
-}
-
-async fn asked_to_leave(standing: Option<&Standing>) {
-    match standing {
-        Some(standing) => standing.asked_to_leave().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Waits for a signal, or for a task without which there is no point in going on.

@@ -1,9 +1,11 @@
-//! Capture as a task that can be stopped for a while: for as long as another daemon may be about to take the node over.
+//! Capture as a task that can be stopped for a while: for as long as another daemon may be about to take the node over. It
+//! owns the tenure, and gives it away or lets go of it when no step is under way: so nobody else has the node while this
+//! process writes to it.
 
 use super::{Snapshots, pods::Pods};
 use crate::{
     capture::{self, CaptureEvent, CaptureSettings, Ended, Inherited, KernelSide},
-    kernel::Kernel,
+    handover::Tenure,
     shutdown::Shutdown,
 };
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use tracing::{error, info};
 
 /// Everything that capture needs, to begin or to begin anew.
 pub(super) struct Capturing {
-    pub(super) kernel: Arc<Kernel>,
+    pub(super) kernel: Arc<dyn KernelSide>,
+    /// Where no other daemon can come: none.
+    pub(super) tenure: Option<Tenure>,
     pub(super) settings: CaptureSettings,
     pub(super) snapshots: Snapshots,
     pub(super) events: mpsc::Sender<CaptureEvent>,
@@ -27,14 +31,29 @@ pub(super) struct Pauses(mpsc::Sender<oneshot::Sender<Paused>>);
 
 pub(super) type Asked = mpsc::Receiver<oneshot::Sender<Paused>>;
 
-/// Capture stands still. Dropped, it goes on.
+/// Capture stands still, and the node is whose this is. Dropped, capture has it back and goes on.
 #[must_use = "dropping it lets capture go on"]
-pub(super) struct Paused(oneshot::Sender<()>);
+pub(super) struct Paused {
+    tenure: Option<Tenure>,
+    goes_on: Option<oneshot::Sender<Option<Tenure>>>,
+}
 
 impl Paused {
+    pub(super) fn tenure(&self) -> Option<&Tenure> {
+        self.tenure.as_ref()
+    }
+
     /// It never goes on here: another daemon captures.
-    pub(super) fn for_good(self) {
-        let _ = self.0.send(());
+    pub(super) fn for_good(mut self) {
+        self.goes_on = None;
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let Some(goes_on) = self.goes_on.take() {
+            let _ = goes_on.send(self.tenure.take());
+        }
     }
 }
 
@@ -53,8 +72,9 @@ impl Pauses {
 }
 
 impl Capturing {
-    /// Runs until the drain begins. `left` is told when every pod has been released.
-    pub(super) async fn run(self, mut asked: Asked, left: oneshot::Sender<()>) {
+    /// Runs until the drain begins. `left` gets the tenure when every pod has been released, or at the end, unless it is
+    /// another daemon's by then.
+    pub(super) async fn run(mut self, mut asked: Asked, left: oneshot::Sender<Option<Tenure>>) {
         let mut inherited = self.settings.inherited.clone();
         loop {
             let pause = CancellationToken::new();
@@ -64,7 +84,7 @@ impl Capturing {
                 ..self.settings.clone()
             };
             let running = capture::reconcile(
-                Arc::clone(&self.kernel) as Arc<dyn KernelSide>,
+                Arc::clone(&self.kernel),
                 settings,
                 self.snapshots.clone(),
                 self.events.clone(),
@@ -80,9 +100,12 @@ impl Capturing {
             };
             match ended {
                 Ok(Ended::Paused) => {}
-                Ok(Ended::Drained) => return,
+                Ok(Ended::Drained) => {
+                    let _ = left.send(self.tenure);
+                    return;
+                }
                 Ok(Ended::Left) => {
-                    let _ = left.send(());
+                    let _ = left.send(self.tenure);
                     return self.shutdown.draining().await;
                 }
                 Err(error) => {
@@ -94,11 +117,20 @@ impl Capturing {
                 return;
             }
             let _ = all_heard.await;
-            let (for_good, is_over) = oneshot::channel();
+            let (goes_on, going_on) = oneshot::channel();
+            let paused = Paused {
+                tenure: self.tenure.take(),
+                goes_on: Some(goes_on),
+            };
             // Whoever asked may have lost patience: then it goes on at once.
-            let _ = asks.map(|asks| asks.send(Paused(for_good)));
-            if is_over.await.is_ok() {
-                return self.shutdown.draining().await;
+            let _ = asks.map(|asks| asks.send(paused));
+            match going_on.await {
+                Ok(tenure) => self.tenure = tenure,
+                Err(_) => return self.shutdown.draining().await,
+            }
+            if self.shutdown.is_draining() {
+                let _ = left.send(self.tenure);
+                return;
             }
             info!("capture goes on");
             inherited = match self.anew().await {
@@ -113,5 +145,135 @@ impl Capturing {
         let kernel = Arc::clone(&self.kernel);
         tokio::task::spawn_blocking(move || kernel.readopt()).await??;
         Ok(self.pods.keep())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        capture::tests::{NODE, Recorder, pod},
+        handover::{Door, FromSuccessor, Link, LinkError},
+        mesh::MeshSnapshot,
+        net::testing::pod_namespace,
+    };
+    use std::{
+        os::fd::{AsFd, AsRawFd},
+        path::PathBuf,
+        time::{Duration, Instant},
+    };
+    use tokio::sync::watch;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    /// Capture of one pod, with a tenure that another daemon gave.
+    struct Scene {
+        directory: tempfile::TempDir,
+        kernel: Arc<Recorder>,
+        predecessor: Link,
+        pauses: Pauses,
+        shutdown: Shutdown,
+        _snapshots: watch::Sender<Arc<MeshSnapshot>>,
+        _namespace: crate::net::Namespace,
+    }
+
+    impl Scene {
+        async fn start(test: &str, kernel: Arc<Recorder>) -> Option<Self> {
+            let namespace = pod_namespace(test)?;
+            let netns = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_fd().as_raw_fd());
+            let mut mesh = MeshSnapshot {
+                version: 1,
+                node: Some(NODE.into()),
+                ..MeshSnapshot::default()
+            };
+            mesh.set_workload(Arc::new(pod(netns.into())));
+            let (publish, snapshots) = watch::channel(Arc::new(mesh));
+            let directory = tempfile::tempdir().unwrap();
+            let door = Door::open(&directory.path().join("door")).unwrap();
+            let to_it = Link::open(&directory.path().join("door")).unwrap().expect("a door");
+            let predecessor = door.next().await.unwrap();
+            let given = Tenure::take(&directory.path().join("sock"))
+                .unwrap()
+                .expect("nobody has it");
+            let lock = given.as_fd().try_clone_to_owned().unwrap();
+            let (shutdown, (events, mut captured)) = (Shutdown::new(), mpsc::channel(16));
+            let capturing = Capturing {
+                kernel: Arc::clone(&kernel) as Arc<dyn KernelSide>,
+                tenure: Some(Tenure::given(lock, Some(Arc::new(to_it)))),
+                settings: CaptureSettings::by_manifests(NODE, Duration::ZERO),
+                pods: Pods::of_test(snapshots.clone(), &shutdown),
+                snapshots,
+                events,
+                shutdown: shutdown.clone(),
+            };
+            let (pauses, asked) = Pauses::new();
+            shutdown.spawn("capture", capturing.run(asked, oneshot::channel().0));
+            tokio::spawn(async move { while captured.recv().await.is_some() {} });
+            Some(Self {
+                directory,
+                kernel,
+                predecessor,
+                pauses,
+                shutdown,
+                _snapshots: publish,
+                _namespace: namespace,
+            })
+        }
+
+        fn socket(&self) -> PathBuf {
+            self.directory.path().join("sock")
+        }
+
+        fn is_owned(&self) -> bool {
+            Tenure::take(&self.socket()).unwrap().is_none()
+        }
+
+        async fn until_nobody_owns(&self) {
+            let begun = Instant::now();
+            while self.is_owned() {
+                assert!(begun.elapsed() < DEADLINE, "somebody owns the node still");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_else_has_the_node_before_the_last_step_has_ended() {
+        let kernel = Arc::new(Recorder::default());
+        let slow = kernel.slow.lock().await;
+        let Some(scene) = Scene::start("tenure", Arc::clone(&kernel)).await else {
+            return;
+        };
+        kernel.until_called("set_listeners", 1).await;
+        scene.shutdown.drain(Duration::ZERO).await;
+        assert!(scene.is_owned(), "a step is under way");
+        let silence = Duration::from_millis(100);
+        let said = scene.predecessor.hear::<FromSuccessor>(silence).await;
+        assert!(
+            matches!(said, Err(LinkError::Silent(_))),
+            "the one before may go on: {said:?}"
+        );
+        drop(slow);
+        scene.until_nobody_owns().await;
+        let said = scene.predecessor.hear::<FromSuccessor>(DEADLINE).await;
+        assert!(matches!(said, Err(LinkError::Closed)), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_pause_has_the_tenure_and_gives_it_back_or_away() {
+        let Some(scene) = Scene::start("pause", Arc::default()).await else {
+            return;
+        };
+        let paused = scene.pauses.pause().await.unwrap();
+        assert!(paused.tenure().is_some() && scene.is_owned());
+        drop(paused);
+        scene.kernel.until_called("readopt", 1).await;
+        assert!(scene.is_owned(), "it goes on");
+        let paused = scene.pauses.pause().await.unwrap();
+        assert!(paused.tenure().is_some() && scene.is_owned());
+        paused.for_good();
+        scene.until_nobody_owns().await;
+        scene.shutdown.drain(DEADLINE).await;
+        assert_eq!(scene.kernel.called("readopt"), 1);
     }
 }

@@ -2,14 +2,18 @@
 //! listeners to a successor while it goes on accepting, and lets go when that one serves. If that never comes about it goes
 //! on as before.
 
-use super::{capturing::Pauses, duties::Duties, pods::Pods};
+use super::{
+    capturing::{Paused, Pauses},
+    duties::Duties,
+    pods::Pods,
+};
 use crate::{
     handover::{
         Door, FromPredecessor, FromSuccessor, Giver, Link, LinkError, PodSockets, Reaction, Tenure, VERSION, Version,
     },
     shutdown::Shutdown,
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::{
     os::fd::AsFd,
     path::PathBuf,
@@ -38,7 +42,7 @@ const STANDING_STILL: Duration = Duration::from_secs(20);
 const SERVING: Duration = Duration::from_secs(30);
 /// After accepting a successor failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
-/// How often a daemon that has handed over looks whether anybody owns the node, and for how long nobody may.
+/// How often a daemon that has let go looks whether anybody owns the node, and for how long nobody may.
 const LOOK: Duration = Duration::from_secs(1);
 const NOBODY: u32 = 10;
 /// How long the end of this daemon waits for a hand-over that is under way.
@@ -48,63 +52,82 @@ const HOLD: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Owner,
-    Giving,
-    /// Another daemon owns the node. This one ends its connections.
-    HandedOver,
+    /// The owner until its end: no successor is given the node any more.
+    Closed,
+    /// Another daemon owns the node, or may. This one ends its connections.
+    LetGo,
 }
 
 /// What goes to a successor, and what stops for it.
 pub(super) struct Owner {
     pub(super) socket: PathBuf,
     pub(super) node: String,
-    pub(super) tenure: Tenure,
     pub(super) pauses: Pauses,
     pub(super) pods: Arc<Pods>,
     pub(super) duties: Option<Arc<Duties>>,
     pub(super) shutdown: Shutdown,
+    pub(super) closing: CancellationToken,
 }
 
 /// What the rest of the daemon sees of it.
-#[derive(Clone)]
 pub(super) struct Standing {
     stage: watch::Receiver<Stage>,
-    leave: CancellationToken,
+    closing: CancellationToken,
 }
 
 impl Standing {
-    /// Resolves when a successor that cannot be given the node has asked this daemon to end.
-    pub(super) async fn asked_to_leave(&self) {
-        self.leave.cancelled().await;
-    }
-
-    /// Returns when no hand-over is under way: true if the node is another daemon's.
-    pub(super) async fn has_handed_over(&self) -> bool {
+    /// Shuts the door, and returns when no hand-over is under way: true if the node stays this daemon's.
+    pub(super) async fn close(&self) -> bool {
+        self.closing.cancel();
         let mut stage = self.stage.clone();
-        let settled = stage.wait_for(|stage| *stage != Stage::Giving);
-        if timeout(HOLD, settled).await.is_err() {
-            warn!("a hand-over does not come to its end");
-        }
-        *self.stage.borrow() == Stage::HandedOver
+        let closed = stage.wait_for(|stage| *stage != Stage::Owner).await;
+        closed.is_ok_and(|stage| *stage == Stage::Closed)
     }
 }
 
+/// What a successor asks for.
+enum Wish {
+    Take(Link, Giver),
+    /// It cannot be given the node, and takes it over when nobody has it.
+    Leave,
+}
+
 impl Owner {
-    /// Waits for successors, until the drain begins.
+    /// Waits for successors, until the door is closed or the node is another's.
     pub(super) fn start(self) -> Standing {
         let (stage, seen) = watch::channel(Stage::Owner);
-        let leave = CancellationToken::new();
         let standing = Standing {
             stage: seen,
-            leave: leave.clone(),
+            closing: self.closing.clone(),
         };
         let shutdown = self.shutdown.clone();
-        shutdown.spawn_essential("hand-over", self.keep(stage, leave));
+        shutdown.spawn_essential("hand-over", self.keep(stage));
         standing
     }
 
-    async fn keep(self, stage: watch::Sender<Stage>, leave: CancellationToken) {
+    async fn keep(self, stage: watch::Sender<Stage>) {
         let draining = self.shutdown.draining();
-        tokio::pin!(draining);
+        let standing = match self.own().await {
+            Ok(standing) => standing,
+            Err(error) => return error!(error = format!("{error:#}"), "this daemon cannot go on"),
+        };
+        stage.send_replace(standing);
+        if standing == Stage::Closed {
+            return draining.await;
+        }
+        tokio::select! {
+            () = draining => {}
+            () = until_nobody_owns(self.socket) => {
+                error!("the daemon that took this node over is gone, and no other has it: this one ends, to be started anew");
+            }
+        }
+    }
+
+    /// Answers those who come to the door until it is shut, and says why it is.
+    ///
+    /// # Errors
+    /// What stopped for a successor does not start again.
+    async fn own(&self) -> anyhow::Result<Stage> {
         let door = match Door::open(&self.socket) {
             Ok(door) => door,
             Err(error) => {
@@ -113,52 +136,37 @@ impl Owner {
                     error = &error as &dyn std::error::Error,
                     "no successor can be given this node's listeners"
                 );
-                return draining.await;
+                self.closing.cancelled().await;
+                return Ok(Stage::Closed);
             }
         };
         loop {
-            let link = tokio::select! {
-                () = &mut draining => return,
-                link = door.next() => link,
+            let wish = tokio::select! {
+                () = self.closing.cancelled() => return Ok(Stage::Closed),
+                wish = self.hear(&door) => wish,
             };
-            let outcome = match link {
-                Ok(link) => tokio::select! {
-                    () = &mut draining => return,
-                    outcome = self.converse(&link, &stage, &leave) => outcome,
-                },
-                Err(error) => Err(error.into()),
+            let let_go = match wish {
+                Ok(None) => continue,
+                Ok(Some(wish)) => self.let_go(wish).await?,
+                Err(error) => Err(error),
             };
-            match outcome {
-                Ok(()) if *stage.borrow() == Stage::HandedOver => break,
-                Ok(()) => {}
+            match let_go {
+                Ok(()) => return Ok(Stage::LetGo),
                 Err(error) => {
                     warn!(error = format!("{error:#}"), "no hand-over: this daemon goes on");
                     sleep(BACK_OFF).await;
                 }
             }
         }
-        drop(door);
-        let Self { socket, tenure, .. } = self;
-        drop(tenure);
-        tokio::select! {
-            () = draining => {}
-            () = until_nobody_owns(socket) => {
-                error!("the daemon that took this node over is gone, and no other has it: this one ends, to be started anew");
-            }
-        }
     }
 
-    async fn converse(
-        &self,
-        link: &Link,
-        stage: &watch::Sender<Stage>,
-        leave: &CancellationToken,
-    ) -> anyhow::Result<()> {
+    /// What the next who comes wants, if that is anything.
+    async fn hear(&self, door: &Door) -> anyhow::Result<Option<Wish>> {
+        let link = door.next().await?;
         let mut giver = Giver::Greeting;
         let mut within = WORD;
         loop {
-            let (said, descriptors) = link.hear::<FromSuccessor>(within).await?;
-            drop(descriptors);
+            let (said, _) = link.hear::<FromSuccessor>(within).await?;
             match giver.hear(&said, OURS, &self.node)? {
                 Reaction::Welcome => {
                     debug!("a successor is there");
@@ -171,59 +179,76 @@ impl Owner {
                     link.say(&FromPredecessor::Refused { why }, &[], WORD).await?;
                     within = WORD;
                 }
-                Reaction::Give => {
-                    stage.send_replace(Stage::Giving);
-                    let given = self.give(link, giver).await;
-                    stage.send_replace(if given.is_ok() { Stage::HandedOver } else { Stage::Owner });
-                    return given;
-                }
-                Reaction::Leave => {
-                    info!("a successor that cannot be given this node asks this daemon to end");
-                    leave.cancel();
-                    return Ok(());
-                }
+                Reaction::Give => return Ok(Some(Wish::Take(link, giver))),
+                Reaction::Leave => return Ok(Some(Wish::Leave)),
                 // It is heard while giving.
-                Reaction::LetGo => return Ok(()),
+                Reaction::LetGo => return Ok(None),
             }
         }
     }
 
-    /// On an error everything is as it was.
-    async fn give(&self, link: &Link, giver: Giver) -> anyhow::Result<()> {
-        let begun = Instant::now();
+    /// Stops, and lets another daemon go on. On an inner error everything is as it was.
+    ///
+    /// # Errors
+    /// What has stopped does not start again.
+    async fn let_go(&self, wish: Wish) -> anyhow::Result<anyhow::Result<()>> {
         if let Some(duties) = &self.duties {
             duties.stop().await;
         }
-        let given = match timeout(STANDING_STILL, self.pauses.pause()).await {
-            Ok(Some(paused)) => self.pass(link, giver).await.map(|pods| (paused, pods)),
-            Ok(None) => Err(anyhow::anyhow!("capture has ended")),
-            Err(_) => Err(anyhow::anyhow!("capture does not stand still")),
+        let (link, giver) = match wish {
+            Wish::Take(link, giver) => (Some(link), giver),
+            Wish::Leave => (None, Giver::Done),
         };
-        match given {
-            Ok((paused, pods)) => {
-                self.pods.pass_on();
-                paused.for_good();
-                info!(pods, took = ?begun.elapsed(), "another daemon serves this node's pods now");
-                Ok(())
-            }
-            Err(error) => {
+        let outcome = self.stand_down(link.as_ref(), giver).await;
+        if let Err(error) = &outcome {
+            if let Some(link) = link {
                 let why = format!("{error:#}");
                 let _ = link.say(&FromPredecessor::Revoked { why }, &[], WORD).await;
-                if let Some(duties) = &self.duties {
-                    duties.start()?;
-                }
-                Err(error)
+            }
+            if let Some(duties) = &self.duties {
+                duties.start()?;
             }
         }
+        Ok(outcome)
+    }
+
+    async fn stand_down(&self, link: Option<&Link>, giver: Giver) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut patience = std::pin::pin!(async {
+            self.closing.cancelled().await;
+            sleep(HOLD).await;
+        });
+        let paused = tokio::select! {
+            paused = timeout(STANDING_STILL, self.pauses.pause()) => paused,
+            () = &mut patience => bail!("this daemon is told to end"),
+        };
+        let paused = paused
+            .context("capture does not stand still")?
+            .context("capture has ended")?;
+        match link {
+            None => info!("a successor cannot be given this node: this daemon lets go of it"),
+            Some(link) => tokio::select! {
+                biased;
+                pods = self.pass(link, giver, &paused) => {
+                    info!(pods = pods?, took = ?begun.elapsed(), "another daemon serves this node's pods now");
+                }
+                // It has the tenure, and owns the node when this conversation ends.
+                () = patience => warn!("this daemon is told to end, and leaves the node to a successor that does not serve yet"),
+            },
+        }
+        self.pods.pass_on();
+        paused.for_good();
+        Ok(())
     }
 
     /// Gives everything away, and returns once the successor is the owner.
-    async fn pass(&self, link: &Link, mut giver: Giver) -> anyhow::Result<usize> {
+    async fn pass(&self, link: &Link, mut giver: Giver, paused: &Paused) -> anyhow::Result<usize> {
+        let tenure = paused.tenure().context("this daemon does not own the node")?;
         let pods = self.pods.sockets().context("the listeners cannot be copied")?;
         let taken = FromPredecessor::Taken {
             pods: u32::try_from(pods.len())?,
         };
-        link.say(&taken, &[self.tenure.as_fd()], WORD).await?;
+        link.say(&taken, &[tenure.as_fd()], WORD).await?;
         let count = pods.len();
         for (workload, namespace, sockets) in pods {
             let word = FromPredecessor::Pod(PodSockets {
@@ -235,13 +260,13 @@ impl Owner {
             link.say(&word, &descriptors, WORD).await?;
         }
         let said = match link.hear::<FromSuccessor>(SERVING).await {
-            Err(LinkError::Closed) => anyhow::bail!("the successor ended before it served"),
+            Err(LinkError::Closed) => bail!("the successor ended before it served"),
             heard => heard?.0,
         };
         match giver.hear(&said, OURS, &self.node)? {
             Reaction::LetGo => link.say(&FromPredecessor::Goodbye, &[], WORD).await?,
             Reaction::Welcome | Reaction::Refuse(_) | Reaction::Give | Reaction::Leave => {
-                anyhow::bail!("the successor speaks out of turn");
+                bail!("the successor speaks out of turn");
             }
         }
         Ok(count)

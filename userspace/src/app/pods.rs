@@ -355,7 +355,28 @@ pub(super) fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::{fixtures, map::visited};
+    use crate::{
+        certs::CertStore,
+        mesh::{fixtures, map::visited},
+        proxy::{Connections, ProxySettings},
+        telemetry::{Metrics, Place},
+    };
+
+    impl Pods {
+        /// Of a node without certificates.
+        pub(in crate::app) fn of_test(snapshot: Snapshots, shutdown: &Shutdown) -> Arc<Self> {
+            let context = ProxyContext {
+                snapshot,
+                certs: CertStore::fixed([]),
+                metrics: Metrics::new(Place::default()),
+                connections: Connections::default(),
+                settings: ProxySettings::default(),
+            };
+            let (drain, readiness) = (Duration::ZERO, Readiness::awaiting([]));
+            let node = "node-a".into();
+            Self::new(node, Arc::new(context), drain, readiness, None, shutdown.clone())
+        }
+    }
 
     #[test]
     fn which_identities_a_node_needs_costs_what_its_own_pods_do() {

@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use std::{
     collections::BTreeSet,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
@@ -35,24 +36,16 @@ const GOODBYE: Duration = Duration::from_secs(10);
 /// How far our picture of the cluster may be behind the predecessor's.
 const LAG: Duration = Duration::from_secs(1);
 
-/// How the node came to this daemon.
-pub(super) enum Arrival {
-    /// Nobody had it.
-    First(Tenure),
-    /// The predecessor has stopped, and still accepts.
-    Heir(Heir),
-}
-
+/// The node came to this daemon from one that has stopped, and still accepts.
 pub(super) struct Heir {
-    link: Link,
+    link: Arc<Link>,
     taker: Taker,
-    tenure: Tenure,
     pub(super) pods: Vec<WorkloadUid>,
     pub(super) inherited: Inherited,
     begun: Instant,
 }
 
-/// Waits until the node is this daemon's. `prepare` is done while the predecessor still does everything.
+/// Waits until the node is this daemon's: because nobody has it, or as an heir. `prepare` is done while the predecessor still does everything.
 ///
 /// # Errors
 /// The lock cannot be used.
@@ -61,12 +54,12 @@ pub(super) async fn arrive(
     node: &str,
     readiness: &Readiness,
     prepare: impl AsyncFn(),
-) -> anyhow::Result<Arrival> {
+) -> anyhow::Result<(Tenure, Option<Heir>)> {
     let mut is_told = false;
     loop {
         match Link::open(socket) {
             Ok(Some(link)) => match ask(link, node, &prepare).await {
-                Ok(Some(heir)) => return Ok(Arrival::Heir(heir)),
+                Ok(Some((tenure, heir))) => return Ok((tenure, Some(heir))),
                 Ok(None) => {}
                 Err(error) => info!(error = format!("{error:#}"), "the node's daemon has not handed over"),
             },
@@ -79,7 +72,7 @@ pub(super) async fn arrive(
             }
         }
         if let Some(tenure) = Tenure::take(socket)? {
-            return Ok(Arrival::First(tenure));
+            return Ok((tenure, None));
         }
         if !is_told {
             info!("another daemon has this node: waiting");
@@ -91,7 +84,7 @@ pub(super) async fn arrive(
 }
 
 /// `None` if the predecessor will not hand over, and was asked to end.
-async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<Heir>> {
+async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<(Tenure, Heir)>> {
     let mut taker = Taker::Greeted;
     let hello = FromSuccessor::Hello {
         version: OURS,
@@ -119,11 +112,12 @@ async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result
     if let Heard::Revoked(why) = heard {
         bail!("it goes on: {why}");
     }
-    let tenure = descriptors.into_iter().next().map(Tenure::given);
+    let lock = descriptors.into_iter().next().context("it gave nothing")?;
+    let link = Arc::new(link);
+    let tenure = Tenure::given(lock, Some(Arc::clone(&link)));
     let mut heir = Heir {
         link,
         taker,
-        tenure: tenure.context("it gave nothing")?,
         pods: Vec::new(),
         inherited: Inherited::default(),
         begun,
@@ -137,7 +131,7 @@ async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result
         }
     }
     info!(pods = heir.pods.len(), took = ?heir.begun.elapsed(), "the listeners of the node's daemon are taken over");
-    Ok(Some(heir))
+    Ok(Some((tenure, heir)))
 }
 
 async fn hear(link: &Link, taker: &mut Taker, within: Duration) -> anyhow::Result<(Heard, Vec<std::os::fd::OwnedFd>)> {
@@ -199,7 +193,7 @@ impl Heir {
     ///
     /// # Errors
     /// The predecessor has it still.
-    pub(super) async fn served(mut self) -> anyhow::Result<Tenure> {
+    pub(super) async fn served(mut self) -> anyhow::Result<()> {
         // One that has changed its mind has said so before it closed, and that can still be read.
         let _ = self.link.say(&FromSuccessor::Served, &[], WORD).await;
         let mut heard = self.link.hear::<FromPredecessor>(GOODBYE).await;
@@ -210,14 +204,14 @@ impl Heir {
             Ok((said, descriptors)) => self.taker.hear(said, descriptors.len())?,
             Err(LinkError::Closed) => {
                 warn!("the daemon before this one ended in the middle of its hand-over");
-                return Ok(self.tenure);
+                return Ok(());
             }
             Err(error) => return Err(error).context("whether the daemon before this one has let go is not known"),
         };
         match said {
             Heard::Goodbye => {
                 info!(pods = self.pods.len(), took = ?self.begun.elapsed(), "this daemon serves the node's pods now");
-                Ok(self.tenure)
+                Ok(())
             }
             Heard::Revoked(why) => bail!("the daemon before this one goes on: {why}"),
             Heard::Welcome | Heard::Refused(_) | Heard::Taken | Heard::Pod(_) => bail!("it speaks out of turn"),

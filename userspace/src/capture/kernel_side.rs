@@ -15,6 +15,7 @@ use std::{
 
 /// The part of [`Kernel`] that capture uses; each method is documented there.
 pub trait KernelSide: Send + Sync {
+    fn readopt(&self) -> Result<(), OpenError>;
     fn set_node(&self, namespace: &Namespace, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
     fn sync_workloads(&self, wanted: &HashMap<IpAddr, WorkloadEntry>) -> Result<Changes, MapError>;
     fn upsert_workload(&self, address: IpAddr, entry: WorkloadEntry) -> Result<(), MapError>;
@@ -50,6 +51,7 @@ macro_rules! delegate {
 }
 
 delegate! {
+    fn readopt() -> Result<(), OpenError>;
     fn set_node(namespace: &Namespace, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
     fn sync_workloads(wanted: &HashMap<IpAddr, WorkloadEntry>) -> Result<Changes, MapError>;
     fn upsert_workload(address: IpAddr, entry: WorkloadEntry) -> Result<(), MapError>;

@@ -17,7 +17,7 @@ mod runtime;
 mod services;
 mod tables;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::{
     mesh::WorkloadUid,

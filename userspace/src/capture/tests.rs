@@ -34,11 +34,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const NODE: &str = "node-a";
+pub(crate) const NODE: &str = "node-a";
 
 /// Records what was asked, in words, and fails where it is told to.
 #[derive(Default)]
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     calls: Mutex<Vec<String>>,
     numbers: Mutex<BTreeMap<u64, u32>>,
     adopted: Vec<AdoptedPod>,
@@ -49,7 +49,7 @@ pub(super) struct Recorder {
     namespaces: Mutex<HashMap<u32, Namespace>>,
     linked: Mutex<Vec<u32>>,
     /// Held by whoever wants a step to take a while.
-    slow: tokio::sync::Mutex<()>,
+    pub(crate) slow: tokio::sync::Mutex<()>,
     /// How often programs of other layouts were removed.
     alone: AtomicUsize,
 }
@@ -74,7 +74,7 @@ impl Recorder {
         self.failing.lock().clear();
     }
 
-    pub(super) fn called(&self, wanted: &str) -> usize {
+    pub(crate) fn called(&self, wanted: &str) -> usize {
         self.calls.lock().iter().filter(|call| call.starts_with(wanted)).count()
     }
 
@@ -86,7 +86,7 @@ impl Recorder {
         }
     }
 
-    async fn until_called(&self, wanted: &str, times: usize) {
+    pub(crate) async fn until_called(&self, wanted: &str, times: usize) {
         let start = Instant::now();
         while self.called(wanted) < times {
             assert!(start.elapsed() < DEADLINE, "no {wanted} in {:?}", self.calls.lock());
@@ -96,6 +96,9 @@ impl Recorder {
 }
 
 impl KernelSide for Recorder {
+    fn readopt(&self) -> Result<(), OpenError> {
+        self.note("readopt", String::new()).map_err(OpenError::from)
+    }
     fn set_node(&self, _: &Namespace, _: &BTreeSet<IpAddr>) -> Result<(), MapError> {
         Ok(())
     }
@@ -241,26 +244,7 @@ impl Running {
     }
 
     fn pod(&self) -> Workload {
-        Workload {
-            uid: WorkloadUid("a".into()),
-            name: "a".into(),
-            namespace: "shop".into(),
-            identity: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
-            addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
-            locality: Locality {
-                node: Some(NODE.into()),
-                ..Locality::default()
-            },
-            labels: Arc::default(),
-            owner: "a".into(),
-            canonical_service: "a".into(),
-            canonical_revision: "latest".into(),
-            protocol: Protocol::Hbone,
-            host_network: false,
-            enrolled: true,
-            netns: Some(self.path()),
-            runtime_class: None,
-        }
+        pod(self.path())
     }
 
     fn publish(&self, change: impl FnOnce(&mut MeshSnapshot)) {
@@ -302,6 +286,30 @@ impl Running {
             assert!(start.elapsed() < DEADLINE, "{}", state(&self.namespace));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+}
+
+/// The pod `a` of this node.
+pub(crate) fn pod(netns: PathBuf) -> Workload {
+    Workload {
+        uid: WorkloadUid("a".into()),
+        name: "a".into(),
+        namespace: "shop".into(),
+        identity: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
+        addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
+        locality: Locality {
+            node: Some(NODE.into()),
+            ..Locality::default()
+        },
+        labels: Arc::default(),
+        owner: "a".into(),
+        canonical_service: "a".into(),
+        canonical_revision: "latest".into(),
+        protocol: Protocol::Hbone,
+        host_network: false,
+        enrolled: true,
+        netns: Some(netns),
+        runtime_class: None,
     }
 }
 

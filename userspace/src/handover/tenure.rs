@@ -1,19 +1,26 @@
 //! Who owns a node: one daemon at a time holds a lock beside the hand-over socket. It goes from a daemon to its successor as
 //! a descriptor, so there is no moment at which nobody has it; a daemon that dies loses it.
 
+use super::Link;
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-/// The right to capture pods and to write to the kernel. Held for as long as any process has the descriptor open.
+/// The right to capture pods and to write to the kernel. Held for as long as any process has the descriptor open: whoever
+/// writes to the node owns it until its last step has ended.
 #[derive(Debug)]
-pub struct Tenure(File);
+pub struct Tenure {
+    lock: File,
+    /// To the daemon that gave it, which may go on as soon as it is closed: not before the tenure is dropped.
+    _predecessor: Option<Arc<Link>>,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("the lock {path}, which only the daemon that owns the node holds, cannot be used")]
@@ -39,22 +46,36 @@ impl Tenure {
                 .truncate(false)
                 .mode(0o600)
                 .open(&path)?;
-            match file.try_lock() {
-                Ok(()) => Ok(Some(Self(file))),
-                Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(error)) => Err(error),
-            }
+            Self::lock(file, &path)
         })();
         locked.map_err(|source| TenureError { path, source })
     }
 
-    /// What the predecessor gave.
-    pub fn given(descriptor: OwnedFd) -> Self {
-        Self(descriptor.into())
+    /// `None` as well if an owner has removed the file since it was opened: the next to come would lock another one.
+    fn lock(file: File, path: &Path) -> io::Result<Option<Self>> {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let own = file.metadata()?;
+        let is_there = fs::metadata(path).is_ok_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino()));
+        Ok(is_there.then_some(Self {
+            lock: file,
+            _predecessor: None,
+        }))
     }
 
-    /// Takes lock and socket off the node, when nothing of Warren is to be left.
-    pub fn remove(socket: &Path) {
+    /// What the predecessor gave in this conversation.
+    pub fn given(descriptor: OwnedFd, predecessor: Option<Arc<Link>>) -> Self {
+        Self {
+            lock: descriptor.into(),
+            _predecessor: predecessor,
+        }
+    }
+
+    /// Takes socket and lock off the node, when nothing of Warren is to be left.
+    pub fn remove(self, socket: &Path) {
         let _ = fs::remove_file(socket);
         let _ = fs::remove_file(lock_of(socket));
     }
@@ -62,7 +83,7 @@ impl Tenure {
 
 impl AsFd for Tenure {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.lock.as_fd()
     }
 }
 
@@ -80,10 +101,23 @@ mod tests {
         let socket = directory.path().join("run/handover.sock");
         let owner = Tenure::take(&socket).unwrap().expect("nobody has it");
         assert!(Tenure::take(&socket).unwrap().is_none());
-        let successor = Tenure::given(owner.as_fd().try_clone_to_owned().unwrap());
+        let successor = Tenure::given(owner.as_fd().try_clone_to_owned().unwrap(), None);
         drop(owner);
         assert!(Tenure::take(&socket).unwrap().is_none());
         drop(successor);
+        assert!(Tenure::take(&socket).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_that_its_owner_has_removed_is_nobodys() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("handover.sock");
+        let owner = Tenure::take(&socket).unwrap().expect("nobody has it");
+        // Opened by one who waits, before the owner removes it and lets go.
+        let path = lock_of(&socket);
+        let opened = File::open(&path).unwrap();
+        owner.remove(&socket);
+        assert!(Tenure::lock(opened, &path).unwrap().is_none());
         assert!(Tenure::take(&socket).unwrap().is_some());
     }
 }
