@@ -200,19 +200,50 @@ fn a_successor_that_dies_before_it_serves_leaves_everything_as_it_was() -> Resul
 }
 
 #[test]
-fn a_daemon_of_another_version_is_refused_and_may_have_the_node_after_this_ones_end() -> Result<()> {
+fn a_daemon_that_another_version_asks_to_leave_lets_go_of_the_node_and_stays_with_what_is_open() -> Result<()> {
     let mut scene = Scene::start("wt-version")?;
+    let mut long = Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
     let stranger = Stranger::meet(&scene.socket(Node::A))?;
     stranger.say(r#"{"say":"hello","version":{"protocol":99,"layout":1},"node":"x"}"#)?;
     let said = stranger.hear("refused")?;
     ensure!(said.contains("version 99"), "it said {said}");
-    let daemon = scene.mesh.daemon_mut(Node::A);
-    ensure!(daemon.process().is_running(), "it ended");
-    // Another waits until there is no owner.
+    ensure!(scene.mesh.daemon_mut(Node::A).process().is_running(), "it ended");
     stranger.say(r#"{"say":"leave"}"#)?;
-    let status = daemon.process().wait(DRAIN + DEADLINE)?;
-    ensure!(status.success(), "it ended with {status}");
-    daemon.restart(DEADLINE)?;
+    // Whoever waits for the node has it now, and is not sent away in its turn.
+    let mut before = scene.mesh.daemon_mut(Node::A).replace(DEADLINE)?;
     Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+    ensure!(
+        Stranger::meet(&scene.socket(Node::A)).is_ok(),
+        "the next one has no door"
+    );
+    ensure!(before.is_running(), "it ended: {}", before.log());
+    let mut frame = [b'E'; 1024];
+    frame[1023] = b'\n';
+    long.send(&frame)?;
+    wait_until_ok("the long connection echoes", DEADLINE, || {
+        ensure!(long.received().len() == 1024, "{} bytes", long.received().len());
+        Ok(())
+    })?;
+    let status = before.stop(DRAIN + DEADLINE)?;
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_while_it_hands_over_leaves_the_node_to_its_successor() -> Result<()> {
+    let mut scene = Scene::start("wt-told")?;
+    let name = scene.world.node(Node::A).name.clone();
+    let successor = Stranger::meet(&scene.socket(Node::A))?;
+    successor.say(&format!(
+        r#"{{"say":"hello","version":{{"protocol":1,"layout":{LAYOUT}}},"node":"{name}"}}"#
+    ))?;
+    successor.hear("welcome")?;
+    successor.say(r#"{"say":"take"}"#)?;
+    successor.hear("taken")?;
+    // Silent from here.
+    let daemon = scene.mesh.daemon_mut(Node::A);
+    let status = daemon.process().stop(DRAIN + 2 * DEADLINE)?;
+    ensure!(status.success(), "it ended with {status}");
+    ensure!(!daemon.log().contains(GOES_ON), "it captures what another has");
     Ok(())
 }

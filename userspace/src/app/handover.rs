@@ -177,6 +177,9 @@ impl Owner {
                     warn!(why = %mismatch, "a successor cannot be given this node");
                     let why = mismatch.to_string();
                     link.say(&FromPredecessor::Refused { why }, &[], WORD).await?;
+                    if giver == Giver::Done {
+                        return Ok(None);
+                    }
                     within = WORD;
                 }
                 Reaction::Give => return Ok(Some(Wish::Take(link, giver))),

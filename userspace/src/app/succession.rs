@@ -23,8 +23,11 @@ use std::{
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-/// How often a daemon that may not begin yet tries again.
+/// How often a daemon that may not begin yet looks whether nobody has the node.
 const POLL: Duration = Duration::from_millis(100);
+/// When it asks the owner again, at first and after many times.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(8);
 /// How long certificates may take: less than the predecessor waits.
 const FETCHING: Duration = Duration::from_secs(10);
 /// How long the predecessor may take to stand still.
@@ -55,36 +58,37 @@ pub(super) async fn arrive(
     readiness: &Readiness,
     prepare: impl AsyncFn(),
 ) -> anyhow::Result<(Tenure, Option<Heir>)> {
-    let mut is_told = false;
+    let mut why = "another daemon has this node".to_owned();
+    let (mut told, mut again, mut wait) = (String::new(), Instant::now(), AGAIN);
     loop {
-        match Link::open(socket) {
-            Ok(Some(link)) => match ask(link, node, &prepare).await {
-                Ok(Some((tenure, heir))) => return Ok((tenure, Some(heir))),
+        if again <= Instant::now() {
+            match ask(socket, node, &prepare).await {
                 Ok(None) => {}
-                Err(error) => info!(error = format!("{error:#}"), "the node's daemon has not handed over"),
-            },
-            Ok(None) => {}
-            Err(error) => {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "the node's daemon cannot be asked"
-                );
+                Ok(Some((tenure, heir))) => return Ok((tenure, Some(heir))),
+                Err(error) => {
+                    why = format!("the node's daemon has not handed over: {error:#}");
+                    again = Instant::now() + wait;
+                    wait = (wait * 2).min(LONGEST_AGAIN);
+                }
             }
         }
         if let Some(tenure) = Tenure::take(socket)? {
             return Ok((tenure, None));
         }
-        if !is_told {
-            info!("another daemon has this node: waiting");
-            readiness.pending(Condition::Node.name(), "another daemon has this node");
-            is_told = true;
+        if why != told {
+            info!(why, "waiting for the node");
+            readiness.pending(Condition::Node.name(), why.clone());
+            told.clone_from(&why);
         }
         sleep(POLL).await;
     }
 }
 
-/// `None` if the predecessor will not hand over, and was asked to end.
-async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<(Tenure, Heir)>> {
+/// `None` if nobody is there to ask.
+async fn ask(socket: &Path, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<(Tenure, Heir)>> {
+    let Some(link) = Link::open(socket)? else {
+        return Ok(None);
+    };
     let mut taker = Taker::Greeted;
     let hello = FromSuccessor::Hello {
         version: OURS,
@@ -95,12 +99,9 @@ async fn ask(link: Link, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result
     match hear(&link, &mut taker, TAKING).await?.0 {
         Heard::Welcome => {}
         Heard::Refused(why) => {
-            warn!(
-                why,
-                "the node's daemon cannot hand over to this one, and is asked to end"
-            );
-            link.say(&FromSuccessor::Leave, &[], WORD).await?;
-            return Ok(None);
+            // One of another node does not listen.
+            let _ = link.say(&FromSuccessor::Leave, &[], WORD).await;
+            bail!("it is asked to leave, for it cannot hand over to this one: {why}");
         }
         Heard::Taken | Heard::Pod(_) | Heard::Goodbye | Heard::Revoked(_) => bail!("it speaks out of turn"),
     }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! `Goodbye` is what makes the successor the owner. Until then the predecessor goes on as if nothing had been if the
-//! successor falls silent. Whoever is refused may say `Leave`: then the predecessor ends, and the node is taken over as
-//! after any end of a daemon. `Hello`, `Refused` and `Leave` are the same in every version.
+//! successor falls silent. Whoever is refused for its version may say `Leave`: then the predecessor lets go of the node, which
+//! is taken over as after any end of a daemon. `Hello`, `Refused` and `Leave` are the same in every version.
 
 use crate::{mesh::WorkloadUid, net::Role};
 use serde::{Deserialize, Serialize};
@@ -196,7 +196,7 @@ pub enum Reaction {
     Give,
     /// The successor serves: say goodbye.
     LetGo,
-    /// End the process.
+    /// Let go of the node.
     Leave,
 }
 
@@ -211,6 +211,8 @@ impl Giver {
             (Self::Greeting, FromSuccessor::Hello { version, node: theirs }) => {
                 match mismatch(ours, node, *version, theirs) {
                     None => (Self::Welcomed, Reaction::Welcome),
+                    // The daemon of another node has nothing to say here.
+                    Some(mismatch @ Mismatch::Node { .. }) => (Self::Done, Reaction::Refuse(mismatch)),
                     Some(mismatch) => (Self::Refused, Reaction::Refuse(mismatch)),
                 }
             }
@@ -371,19 +373,22 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_that_does_not_fit_is_refused_by_name_and_may_only_ask_us_to_leave() {
-        for (said, why) in [
+    fn a_successor_that_does_not_fit_is_refused_by_name_and_may_only_ask_us_to_leave_its_own_node() {
+        for (said, why, may_leave) in [
             (
                 hello(VERSION + 1, 7, "n1"),
                 "it speaks version 2 of the hand-over, this daemon version 1",
+                true,
             ),
             (
                 hello(VERSION, 8, "n1"),
                 "its maps have layout 8, those of this daemon layout 7",
+                true,
             ),
             (
                 hello(VERSION, 7, "n2"),
                 "it is the daemon of node n2, this one of node n1",
+                false,
             ),
         ] {
             let mut giver = Giver::Greeting;
@@ -392,7 +397,7 @@ mod tests {
             };
             assert_eq!(mismatch.to_string(), why);
             assert!(giver.hear(&FromSuccessor::Take, OURS, "n1").is_err());
-            assert_eq!(giver.hear(&FromSuccessor::Leave, OURS, "n1"), Ok(Reaction::Leave));
+            assert_eq!(giver.hear(&FromSuccessor::Leave, OURS, "n1").is_ok(), may_leave);
         }
     }
 
