@@ -76,7 +76,7 @@ impl State {
             wall: SystemTime::now(),
         };
         let outcome = self.directory.scan(scope, now, &mut self.index, &|path| {
-            pending.is_being_written(path, now.monotonic)
+            pending.writing(path, now.monotonic)
         });
         self.publisher.publish(
             &mut self.index,

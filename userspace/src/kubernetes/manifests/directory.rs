@@ -6,6 +6,7 @@ use super::{
     document::{self, Content, Document},
     listing::{Listing, Stamp},
     netns::Namespaces,
+    pending::Writing,
 };
 use crate::kubernetes::{
     index::Index,
@@ -94,13 +95,13 @@ impl Directory {
         }
     }
 
-    /// Brings the index up to date with the files in `scope`. `is_being_written` knows who has a file open for writing.
+    /// Brings the index up to date with the files in `scope`. `writing` knows how far a file's writing has come.
     pub(super) fn scan(
         &mut self,
         scope: Scope,
         now: Now,
         index: &mut Index,
-        is_being_written: &dyn Fn(&Path) -> bool,
+        writing: &dyn Fn(&Path) -> Writing,
     ) -> Outcome {
         let mut scan = Scan {
             now,
@@ -120,7 +121,7 @@ impl Directory {
                     }
                 }
                 for (path, stamp) in listed {
-                    self.seen(&Arc::new(path), stamp, is_being_written, &mut scan);
+                    self.seen(&Arc::new(path), stamp, writing, &mut scan);
                 }
             }
             Scope::Paths(mut paths) => {
@@ -129,7 +130,7 @@ impl Directory {
                     let path = Arc::new(path);
                     match fs::metadata(&*path) {
                         Ok(metadata) if metadata.is_file() => {
-                            self.seen(&path, Stamp::of(&metadata), is_being_written, &mut scan);
+                            self.seen(&path, Stamp::of(&metadata), writing, &mut scan);
                         }
                         Ok(_) => {}
                         Err(error) if error.kind() == io::ErrorKind::NotFound => self.vanished(&path, &mut scan),
@@ -173,7 +174,7 @@ impl Directory {
         files
     }
 
-    fn seen(&mut self, path: &Arc<PathBuf>, stamp: Stamp, is_being_written: &dyn Fn(&Path) -> bool, scan: &mut Scan) {
+    fn seen(&mut self, path: &Arc<PathBuf>, stamp: Stamp, writing: &dyn Fn(&Path) -> Writing, scan: &mut Scan) {
         let known = self.files.get_mut(path);
         if let Some(file) = known {
             if file.gone_since.take().is_some() {
@@ -185,10 +186,10 @@ impl Directory {
             }
         }
         let is_fresh = stamp.age(scan.now.wall).is_some_and(|age| age < FRESH);
-        let wait = if is_being_written(path) {
-            Some(BEING_WRITTEN)
-        } else {
-            is_fresh.then_some(FRESH)
+        let wait = match writing(path) {
+            Writing::UnderWay => Some(BEING_WRITTEN),
+            Writing::Finished => None,
+            Writing::Unknown => is_fresh.then_some(FRESH),
         };
         if let Some(wait) = wait.filter(|_| !scan.first) {
             self.later.insert(path.to_path_buf());
@@ -210,7 +211,7 @@ impl Directory {
             Err(error) => return self.unreadable(path, &error, scan),
         };
         let after = fs::metadata(&**path).map(|metadata| Stamp::of(&metadata));
-        if !scan.first && (after.ok() != Some(stamp) || is_being_written(path)) {
+        if !scan.first && (after.ok() != Some(stamp) || writing(path) == Writing::UnderWay) {
             self.later.insert(path.to_path_buf());
             scan.look_again_in(FRESH);
             return;

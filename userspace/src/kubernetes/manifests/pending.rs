@@ -1,4 +1,4 @@
-//! What the watcher told since the last read: which files changed, and which are being written right now. Bounded.
+//! What the watcher told since the last read: which files changed, and how far their writing has come. Bounded.
 
 use super::listing::is_manifest_name;
 use notify::{
@@ -18,6 +18,16 @@ const MAX_PATHS: usize = 1024;
 /// Whoever holds a file open for writing and is silent for this long is not writing it.
 const WRITER_SILENT: Duration = Duration::from_secs(60);
 
+/// How far the writing of a file has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    /// A writer has the file open and has written lately.
+    UnderWay,
+    /// The file was finished before it got its name, and nobody has written to it since.
+    Finished,
+    Unknown,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     inner: Mutex<Inner>,
@@ -30,6 +40,8 @@ struct Inner {
     everything: bool,
     /// Written to and not closed since: the time of the last write.
     writers: HashMap<PathBuf, Instant>,
+    /// Renamed into their place since anybody asked.
+    renamed: BTreeSet<PathBuf>,
 }
 
 impl Pending {
@@ -61,10 +73,15 @@ impl Pending {
         }
     }
 
-    /// True while a writer has the file open and has written lately.
-    pub(super) fn is_being_written(&self, path: &Path, now: Instant) -> bool {
-        let last = self.inner.lock().writers.get(path).copied();
-        last.is_some_and(|last| now.saturating_duration_since(last) < WRITER_SILENT)
+    pub(super) fn writing(&self, path: &Path, now: Instant) -> Writing {
+        let mut inner = self.inner.lock();
+        let last = inner.writers.get(path).copied();
+        let is_renamed = inner.renamed.remove(path);
+        match last {
+            Some(last) if now.saturating_duration_since(last) < WRITER_SILENT => Writing::UnderWay,
+            None if is_renamed => Writing::Finished,
+            Some(_) | None => Writing::Unknown,
+        }
     }
 }
 
@@ -90,11 +107,20 @@ impl Inner {
                 is_data = true;
                 self.written(&event.paths, now);
             }
-            EventKind::Remove(_)
-            | EventKind::Modify(ModifyKind::Name(RenameMode::From | RenameMode::To | RenameMode::Both)) => {
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
                 self.closed(&event.paths);
+                if self.renamed.len() < MAX_PATHS {
+                    self.renamed.extend(event.paths.iter().cloned());
+                }
             }
-            EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Other => {}
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => {
+                self.closed(&event.paths);
+                self.not_renamed(&event.paths);
+            }
+            // Each end of it is told by itself, too.
+            EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {}
+            EventKind::Create(_) => self.not_renamed(&event.paths),
+            EventKind::Any | EventKind::Modify(_) | EventKind::Other => {}
         }
         let mut matters = event.paths.is_empty();
         for path in event.paths {
@@ -117,6 +143,7 @@ impl Inner {
     }
 
     fn written(&mut self, paths: &[PathBuf], now: Instant) {
+        self.not_renamed(paths);
         if self.writers.len() >= MAX_PATHS {
             self.writers.retain(|_, last| now.duration_since(*last) < WRITER_SILENT);
         }
@@ -131,9 +158,16 @@ impl Inner {
         }
     }
 
+    fn not_renamed(&mut self, paths: &[PathBuf]) {
+        for path in paths {
+            self.renamed.remove(path);
+        }
+    }
+
     fn lost(&mut self) {
         self.everything = true;
         self.writers.clear();
+        self.renamed.clear();
     }
 }
 
@@ -175,6 +209,9 @@ mod tests {
     const WRITE: EventKind = EventKind::Modify(ModifyKind::Data(DataChange::Any));
     const CLOSE: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
     const CREATE: EventKind = EventKind::Create(CreateKind::File);
+    const RENAMED_FROM: EventKind = EventKind::Modify(ModifyKind::Name(RenameMode::From));
+    const RENAMED_TO: EventKind = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+    const RENAMED_BOTH: EventKind = EventKind::Modify(ModifyKind::Name(RenameMode::Both));
 
     #[test]
     fn a_changed_manifest_is_looked_at_alone_and_what_could_be_many_files_makes_it_everything() {
@@ -201,28 +238,64 @@ mod tests {
         let (pending, root, path) = (Pending::default(), Path::new("/m"), Path::new("/m/a.yaml"));
         let start = Instant::now();
         pending.note(event(WRITE, "a.yaml"), root, start);
-        assert!(pending.is_being_written(path, start + Duration::from_secs(30)));
-        assert!(
-            !pending.is_being_written(path, start + WRITER_SILENT),
+        assert_eq!(
+            pending.writing(path, start + Duration::from_secs(30)),
+            Writing::UnderWay
+        );
+        assert_eq!(
+            pending.writing(path, start + WRITER_SILENT),
+            Writing::Unknown,
             "its writer sleeps"
         );
         pending.note(event(CLOSE, "a.yaml"), root, start);
-        assert!(!pending.is_being_written(path, start));
+        assert_eq!(pending.writing(path, start), Writing::Unknown);
         pending.note(event(WRITE, "a.yaml"), root, start);
         pending.note(Err(notify::Error::generic("queue overflow")), root, start);
-        assert!(
-            !pending.is_being_written(path, start),
+        assert_eq!(
+            pending.writing(path, start),
+            Writing::Unknown,
             "the close may be among the lost events"
         );
         assert_eq!(pending.take(), None);
     }
 
     #[test]
+    fn a_file_that_is_renamed_into_its_place_is_finished_until_somebody_writes_to_it() {
+        let (root, path, now) = (Path::new("/m"), Path::new("/m/a.yaml"), Instant::now());
+        for (after, expected) in [
+            (vec![], Writing::Finished),
+            (vec![RENAMED_BOTH], Writing::Finished),
+            (vec![WRITE], Writing::UnderWay),
+            (vec![WRITE, CLOSE], Writing::Unknown),
+            (vec![CREATE], Writing::Unknown),
+            (vec![RENAMED_FROM], Writing::Unknown),
+            (vec![RENAMED_FROM, RENAMED_TO], Writing::Finished),
+        ] {
+            let pending = Pending::default();
+            for kind in std::iter::once(RENAMED_TO).chain(after.clone()) {
+                pending.note(event(kind, "a.yaml"), root, now);
+            }
+            assert_eq!(pending.writing(path, now), expected, "{after:?}");
+        }
+        let pending = Pending::default();
+        pending.note(event(RENAMED_TO, "a.yaml"), root, now);
+        pending.note(Err(notify::Error::generic("queue overflow")), root, now);
+        assert_eq!(pending.writing(path, now), Writing::Unknown);
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let mut inner = Inner::default();
         for i in 0..3 * MAX_PATHS {
-            inner.note(event(WRITE, &format!("{i}.yaml")), Path::new("/m"), Instant::now());
+            for kind in [WRITE, RENAMED_TO] {
+                inner.note(
+                    event(kind, &format!("{i}-{kind:?}.yaml")),
+                    Path::new("/m"),
+                    Instant::now(),
+                );
+            }
         }
         assert!(inner.paths.len() <= MAX_PATHS && inner.writers.len() <= MAX_PATHS && inner.everything);
+        assert!(inner.renamed.len() <= MAX_PATHS);
     }
 }
