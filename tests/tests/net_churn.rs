@@ -104,11 +104,10 @@ impl Churn {
                 .service_account("churn")
         });
         world.add_unpublished_pods(specs.collect())?;
-        let now = Instant::now();
-        let places = names.iter().map(|name| (world.pod(name).namespace.path(), now));
-        self.waiting
-            .extend(places.map(|(place, now)| (place.display().to_string(), now)));
-        world.publish_pods(names.iter().map(String::as_str))?;
+        world.publish_pods(names.iter().map(String::as_str).inspect(|name| {
+            let place = world.pod(name).namespace.path();
+            self.waiting.insert(place.display().to_string(), Instant::now());
+        }))?;
         self.alive.push_back(names);
         Ok(())
     }

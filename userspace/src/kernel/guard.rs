@@ -148,24 +148,22 @@ impl Kernel {
         pin(link, &path)
     }
 
-    /// In the pod's namespace. Replaces our filter, or adds it.
+    /// In the pod's namespace. Adds our filter, or replaces it.
     fn put_filter(&self, interface: &Interface) -> Result<(), AttachError> {
         let refused = |source| interface.refused(source);
-        let there = filter(interface).map_err(|error| refused(tc::TcError::IoError(error).into()))?;
+        let options = TcAttachOptions::Netlink(NlOptions {
+            priority: FILTER_PRIORITY,
+            handle: FILTER_HANDLE,
+            classid: None,
+        });
+        // It fails if the qdisc is there; whether it was needed the next call tells.
+        let _ = tc::qdisc_add_clsact(&interface.name);
         let mut guard = self.guard_program(interface)?;
-        let id = match guard.attach_to_link(there) {
+        let id = match guard.attach_with_options(&interface.name, TcAttachType::Egress, options) {
             Ok(id) => id,
-            Err(_) => {
-                // It fails if the qdisc is there; whether it was needed the next call tells.
-                let _ = tc::qdisc_add_clsact(&interface.name);
-                let options = TcAttachOptions::Netlink(NlOptions {
-                    priority: FILTER_PRIORITY,
-                    handle: FILTER_HANDLE,
-                    classid: None,
-                });
-                guard
-                    .attach_with_options(&interface.name, TcAttachType::Egress, options)
-                    .map_err(refused)?
+            Err(added) => {
+                let there = filter(interface).map_err(|error| refused(tc::TcError::IoError(error).into()))?;
+                guard.attach_to_link(there).map_err(|_| refused(added))?
             }
         };
         // Dropping it would take the filter off; it is to outlive us.
