@@ -84,7 +84,14 @@ struct Failure {
     since: Instant,
     /// No other attempt will help.
     is_final: bool,
-    is_told: bool,
+    /// The reasons that were told in this time. A failure may go back and forth between two.
+    told: BTreeSet<&'static str>,
+}
+
+impl Failure {
+    fn is_told(&self) -> bool {
+        self.told.contains(self.reason)
+    }
 }
 
 impl Ledger {
@@ -118,13 +125,14 @@ impl Ledger {
         let entry = self.pods.entry(pod).or_default();
         match &mut entry.failure {
             Some(failure) if failure.reason == reason => failure.message = message,
-            failure => {
-                *failure = Some(Failure {
+            Some(failure) => (failure.reason, failure.message, failure.is_final) = (reason, message, is_final),
+            none => {
+                *none = Some(Failure {
                     reason,
                     message,
-                    since: failure.as_ref().map_or(now, |before| before.since),
+                    since: now,
                     is_final,
-                    is_told: false,
+                    told: BTreeSet::new(),
                 });
             }
         }
@@ -203,8 +211,8 @@ impl Ledger {
                 }
             }
             Work::Tell { reason, .. } => {
-                if let Some(failure) = entry.failure.as_mut().filter(|failure| failure.reason == *reason) {
-                    failure.is_told = true;
+                if let Some(failure) = entry.failure.as_mut() {
+                    failure.told.insert(reason);
                 }
             }
         }
@@ -228,7 +236,7 @@ impl Pod {
         {
             return Some(Work::Annotate(is_captured));
         }
-        let failure = self.failure.as_ref().filter(|failure| !failure.is_told)?;
+        let failure = self.failure.as_ref().filter(|failure| !failure.is_told())?;
         (failure.is_final || failure.since + PATIENCE <= now).then(|| Work::Tell {
             reason: failure.reason,
             message: failure.message.clone(),
@@ -410,6 +418,26 @@ mod tests {
         assert_eq!(scene.said(), ["+fast", "slow: listen"]);
         scene.fail("slow", "listen", false);
         assert_eq!(scene.said(), [""; 0], "once is enough");
+    }
+
+    #[test]
+    fn a_failure_that_goes_back_and_forth_between_two_reasons_is_told_twice() {
+        let mut scene = Scene::new(&[("torn", false)]);
+        scene.fail("torn", "no-process", false);
+        scene.now += PATIENCE;
+        let mut told = Vec::new();
+        for reason in ["no-process", "listen", "no-process", "listen"] {
+            scene.fail("torn", reason, false);
+            told.extend(scene.said());
+            scene.now += Duration::from_secs(1);
+        }
+        assert_eq!(told, ["torn: no-process", "torn: listen"]);
+        // What fails after it had been captured is another story.
+        scene.ledger.captured(uid("torn"));
+        assert_eq!(scene.said(), ["+torn"]);
+        scene.fail("torn", "listen", false);
+        scene.now += PATIENCE;
+        assert!(scene.said().contains(&"torn: listen".to_owned()));
     }
 
     #[test]
