@@ -63,6 +63,10 @@ pub struct Index {
     namespaces_changed: bool,
     nodes: HashMap<Arc<str>, Node>,
     service_ranges: BTreeMap<Arc<str>, Vec<IpNet>>,
+    /// A range came or went since the snapshot's were last put together.
+    ranges_changed: bool,
+    #[cfg(test)]
+    aggregations: usize,
     pods: Pods,
     sandboxes: Sandboxes,
     services: Services,
@@ -94,6 +98,9 @@ impl Index {
             namespaces_changed: true,
             nodes: HashMap::new(),
             service_ranges: BTreeMap::new(),
+            ranges_changed: false,
+            #[cfg(test)]
+            aggregations: 0,
             pods: Pods::default(),
             sandboxes: Sandboxes::default(),
             services: Services::default(),
@@ -150,7 +157,7 @@ impl Index {
             }
             Kind::ServiceCidr => {
                 self.service_ranges.remove(&object.name);
-                self.ranges_changed();
+                self.ranges_changed = true;
             }
             Kind::AuthorizationPolicy => {
                 self.changed |= self
@@ -186,6 +193,7 @@ impl Index {
 
     /// The snapshot, if it differs from the one this gave before.
     pub fn publish(&mut self) -> Option<Arc<MeshSnapshot>> {
+        self.put_ranges_together();
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -242,7 +250,7 @@ impl Index {
             Kind::ServiceCidr => {
                 self.service_ranges
                     .insert(Arc::clone(&meta.name), service_ranges(object, findings));
-                self.ranges_changed();
+                self.ranges_changed = true;
             }
             Kind::AuthorizationPolicy => match policies::authorization(meta, object, findings) {
                 Policy::Read(policy) => self.set_authorization(policy),
@@ -337,17 +345,22 @@ impl Index {
     }
 
     fn node_changed(&mut self, name: &Arc<str>, old: &Node, new: &Node) {
-        if old.ranges != new.ranges {
-            self.ranges_changed();
-        }
+        self.ranges_changed |= old.ranges != new.ranges;
         if (&old.zone, &old.region) != (&new.zone, &new.region) {
             self.refresh_pods_of_node(name);
             self.refresh_services_of_node(name);
         }
     }
 
-    /// Walks the nodes, not the pods; and only when a range came or went.
-    fn ranges_changed(&mut self) {
+    /// Walks the nodes, not the pods; once for all ranges that came or went since it was last called.
+    fn put_ranges_together(&mut self) {
+        if !std::mem::take(&mut self.ranges_changed) {
+            return;
+        }
+        #[cfg(test)]
+        {
+            self.aggregations += 1;
+        }
         let nodes = self.nodes.values().flat_map(|node| &node.ranges);
         let services = self.service_ranges.values().flatten();
         let all: Vec<IpNet> = self

@@ -141,6 +141,34 @@ proptest! {
     }
 }
 
+#[test]
+fn the_ranges_of_a_thousand_nodes_are_put_together_once() {
+    let mut index = index(Source::ApiServer);
+    for i in 0..1_000_u32 {
+        let spec = json!({"podCIDRs": [format!("10.{}.{}.0/24", i / 256, i % 256)]});
+        let node = json!({"metadata": {"name": format!("n{i}")}, "spec": spec});
+        apply(&mut index, Kind::Node, &node);
+    }
+    let snapshot = index.publish().unwrap();
+    assert_eq!(index.aggregations, 1);
+    assert!(
+        snapshot
+            .ranges
+            .iter()
+            .any(|range| range.contains(&"10.3.231.7".parse::<std::net::IpAddr>().unwrap()))
+    );
+    // A node that says the same as before, but for its zone, has no new range.
+    let labels = json!({"topology.kubernetes.io/zone": "z1"});
+    let spec = json!({"podCIDRs": ["10.0.0.0/24"]});
+    apply(
+        &mut index,
+        Kind::Node,
+        &json!({"metadata": {"name": "n0", "labels": labels}, "spec": spec}),
+    );
+    index.publish();
+    assert_eq!(index.aggregations, 1);
+}
+
 /// Nodes of ten pods, services of ten.
 fn large(pods: u32) -> Index {
     let mut index = index(Source::ApiServer);
