@@ -66,9 +66,10 @@ pub struct Changed {
     pub took: Duration,
 }
 
-/// A cluster of `pods` pods that is being changed, run after run.
+/// A cluster that is being changed, run after run, while it grows.
 pub struct Changer {
     api: Api,
+    /// How many pods there are in this run.
     pods: usize,
     next: usize,
     /// How often a pod was replaced.
@@ -76,17 +77,18 @@ pub struct Changer {
 }
 
 impl Changer {
-    pub fn new(api: Api, pods: usize) -> Self {
+    pub fn new(api: Api) -> Self {
         Self {
             api,
-            pods,
+            pods: 0,
             next: 0,
             generations: Mutex::default(),
         }
     }
 
-    /// Changes `rate` times a second for `time`. A server that is too slow for that makes it last longer.
-    pub async fn run(&mut self, rate: u32, time: Duration) -> Result<Changed> {
+    /// Changes a cluster of `pods` pods `rate` times a second for `time`. A server that is too slow for that makes it last longer.
+    pub async fn run(&mut self, pods: usize, rate: u32, time: Duration) -> Result<Changed> {
+        self.pods = pods;
         let begin = Instant::now();
         let (mut due, mut changes) = (Duration::ZERO, Vec::new());
         while due < time {
@@ -111,6 +113,14 @@ impl Changer {
             writes,
             took,
         })
+    }
+
+    /// Notes that the pod is replaced; how often it was by now. Its address depends on that, so it holds for all runs.
+    fn replaced(&self, pod: usize) -> usize {
+        let mut generations = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let generation = generations.entry(pod).or_default();
+        *generation += 1;
+        *generation
     }
 
     /// Gives back the last of its acknowledgements.
@@ -144,12 +154,7 @@ impl Changer {
             Change::Replace(pod) => {
                 let (namespace, name) = of_pod(pod);
                 self.api.delete(Kind::Pod, &namespace, &name).await?;
-                let generation = {
-                    let mut generations = self.generations.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    let generation = generations.entry(pod).or_default();
-                    *generation += 1;
-                    *generation
-                };
+                let generation = self.replaced(pod);
                 self.api.create(Kind::Pod, &objects::pod(pod)).await?;
                 fill::report(&self.api, pod, generation).await?;
                 self.publish_endpoints(pod / PODS_PER_SERVICE, None).await

@@ -52,6 +52,8 @@ pub async fn run(options: &Options) -> Result<Report> {
     let api = Api::connect(&options.kubeconfig).await?;
     let site = Site::make()?;
     let mut report = Report::default();
+    // One for all points: a pod that was replaced keeps its later address.
+    let mut changer = Changer::new(api.clone());
     let mut there = 0;
     for pods in options.pods.iter().copied() {
         eprint!("{pods} pods: creating … ");
@@ -59,7 +61,7 @@ pub async fn run(options: &Options) -> Result<Report> {
         there = pods;
         eprint!("reading … ");
         let daemon = site.start(&options.kubeconfig)?;
-        let point = measure(options, &api, &daemon, pods).await.with_context(|| {
+        let point = measure(options, &mut changer, &daemon, pods).await.with_context(|| {
             let log = std::fs::read_to_string(site.log()).unwrap_or_default();
             format!(
                 "measure at {pods} pods; the daemon's log ends: {}",
@@ -74,7 +76,7 @@ pub async fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-async fn measure(options: &Options, api: &Api, daemon: &Daemon, pods: usize) -> Result<Point> {
+async fn measure(options: &Options, changer: &mut Changer, daemon: &Daemon, pods: usize) -> Result<Point> {
     tokio::time::sleep(SETTLE).await;
     let initial = daemon.spent()?;
     eprint!("idling … ");
@@ -82,8 +84,7 @@ async fn measure(options: &Options, api: &Api, daemon: &Daemon, pods: usize) -> 
     let idle = daemon.spent()?.since(initial);
     eprint!("changing … ");
     let before = daemon.spent()?;
-    let mut changer = Changer::new(api.clone(), pods);
-    let changing = changer.run(options.rate, options.time);
+    let changing = changer.run(pods, options.rate, options.time);
     tokio::pin!(changing);
     let mut journal = daemon.publications()?;
     let changed = loop {
