@@ -10,6 +10,8 @@
 #   kubectl ARGS       kubectl as cluster-admin
 #   cp COMMAND         runs COMMAND in the control plane's network namespace, with KUBECONFIG set
 #   node I COMMAND     runs COMMAND on node nI: its namespaces, its cgroup
+#   alone DEFINITIONS COMMAND   up 0, without controllers and with these definitions, for as long as COMMAND runs in the
+#                      control plane's network namespace; down with its end, or a Ctrl-C
 #   import IMAGE.tar   loads an OCI or docker archive into all nodes, and into nodes that come later
 #   logs [NAME]        the logs of the components: their names, or one of them
 # Environment: BIN  what build.sh made        RUN  state (default $TMPDIR/kube-rig-$P)
@@ -295,12 +297,25 @@ import() { # IMAGE.tar
     cp "$1" "$RUN/img/"
     for n in $(nodes); do on_node "${n#n}" ctr -n k8s.io images import "$RUN/img/$(basename "$1")" >/dev/null; done
 }
+# An API server without nodes, and nothing beside COMMAND that changes its objects; it goes down with COMMAND, and with us.
+alone() { # DEFINITIONS COMMAND
+    local definitions=$1; shift
+    trap 'trap "" HUP INT TERM; down' EXIT
+    trap 'exit 130' HUP INT
+    trap 'exit 143' TERM
+    up 0
+    # They would take nodes without kubelets for dead, and their pods away.
+    stop kube-controller-manager
+    stop kube-scheduler
+    kubectl apply --filename "$definitions" >/dev/null
+    in_ns cp "$@"
+}
 logs() { if [ -n "${1:-}" ]; then cat "$RUN/log/$1"; else ls "$RUN/log"; fi; }
 
 command=$1
 shift
 case $command in
-    up | down | import | logs | kubectl | stop | start) $command "$@" ;;
+    up | down | alone | import | logs | kubectl | stop | start) $command "$@" ;;
     cp) in_ns cp "$@" ;;
     node) on_node "$@" ;;
     node-up) node_up "$1" ;;

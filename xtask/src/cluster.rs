@@ -56,12 +56,13 @@ struct Rig {
 /// What this machine lacks; empty where tests of level cluster can run.
 pub(crate) fn lacks(choice: Choice) -> Vec<String> {
     match choice {
-        Choice::Rig => lacks_of_rig(),
+        Choice::Rig => lacks_of_rig(true),
         Choice::Kubeconfig => lacks_of_kubeconfig(),
     }
 }
 
-fn lacks_of_rig() -> Vec<String> {
+/// What a rig lacks: one with nodes, or an API server alone.
+fn lacks_of_rig(for_nodes: bool) -> Vec<String> {
     let mut lacks = Vec::new();
     if std::env::consts::ARCH != "x86_64" {
         lacks.push("a processor of amd64, for which the test cluster is built".to_owned());
@@ -79,20 +80,27 @@ fn lacks_of_rig() -> Vec<String> {
     if !run::is_root() && tree::find("sudo").is_none() {
         lacks.push("root, or sudo".to_owned());
     }
-    for (path, what) in [
+    if for_nodes {
+        lacks.extend(lacks_of_nodes(|path| Path::new(path).exists()));
+    }
+    lacks
+}
+
+/// The hierarchies that the nodes' kubelets and daemons work in.
+fn lacks_of_nodes(exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let wanted = [
         (
             "/sys/fs/cgroup/unified/cgroup.procs",
             "cgroup v2 at /sys/fs/cgroup/unified",
         ),
         ("/sys/fs/cgroup/memory/cgroup.procs", "cgroup v1 below /sys/fs/cgroup"),
-    ] {
-        if !Path::new(path).exists() {
-            lacks.push(format!(
-                "{what}: the test cluster's nodes need it (`--cluster kubeconfig` uses another cluster)"
-            ));
-        }
-    }
-    lacks
+    ];
+    let missing = wanted.into_iter().filter(|(path, _)| !exists(path));
+    missing
+        .map(|(_, what)| {
+            format!("{what}: the test cluster's nodes need it (`--cluster kubeconfig` uses another cluster)")
+        })
+        .collect()
 }
 
 fn lacks_of_kubeconfig() -> Vec<String> {
@@ -195,47 +203,23 @@ impl Drop for Cluster {
     }
 }
 
-/// An API server, and nobody but us who changes its objects. Goes down with this value.
-#[derive(Debug)]
-pub(crate) struct ApiServer(Rig);
-
-impl ApiServer {
-    pub(crate) fn up() -> Result<Self> {
-        let lacks = lacks_of_rig();
-        if !lacks.is_empty() {
-            bail!("an API server cannot run here; there is no {}", lacks.join(", no "));
-        }
-        let this = Self(Rig::build(RIG_OF_SCALE)?);
-        let definitions = tree::root()
-            .join("deploy/manifests/warren-crds.yaml")
-            .display()
-            .to_string();
-        run::step("bringing an API server up", || {
-            for arguments in [
-                &["up", "0"][..],
-                // They would take nodes without kubelets for dead, and their pods away.
-                &["stop", "kube-controller-manager"],
-                &["stop", "kube-scheduler"],
-                &["kubectl", "apply", "--filename", &definitions],
-            ] {
-                run::run(&mut this.0.command(arguments)?)?;
-            }
-            Ok(())
-        })?;
-        Ok(this)
+/// `program` in the network of an API server of which nobody else changes the objects, with the way to it in KUBECONFIG.
+/// The server comes up with the command and goes down with it, also where a Ctrl-C ends it.
+pub(crate) fn beside_api_server(program: &Path, environment: &[(&'static str, String)]) -> Result<Command> {
+    let lacks = lacks_of_rig(false);
+    if !lacks.is_empty() {
+        bail!("an API server cannot run here; there is no {}", lacks.join(", no "));
     }
-
-    /// `program` in the API server's network, with the way to it in KUBECONFIG.
-    pub(crate) fn command(&self, program: &Path, environment: &[(&'static str, String)]) -> Result<Command> {
-        let program = program.display().to_string();
-        self.0.command_with(&["cp", &program], environment)
-    }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        self.0.down();
-    }
+    let rig = Rig::build(RIG_OF_SCALE)?;
+    let definitions = tree::root().join("deploy/manifests/warren-crds.yaml");
+    rig.command_with(
+        &[
+            "alone",
+            &definitions.display().to_string(),
+            &program.display().to_string(),
+        ],
+        environment,
+    )
 }
 
 impl Rig {
@@ -323,6 +307,19 @@ fn load_into_kind(kubectl: &Path, archive: &Path) -> Result<()> {
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn nodes_lack_the_hierarchies_that_a_machine_with_cgroup_v2_alone_does_not_have() {
+        assert_eq!(lacks_of_nodes(|_| true), Vec::<String>::new());
+        let lacks = lacks_of_nodes(|path| path == "/sys/fs/cgroup/cgroup.procs");
+        assert!(
+            lacks[0].contains("cgroup v2 at /sys/fs/cgroup/unified") && lacks[1].contains("cgroup v1"),
+            "{lacks:?}"
+        );
+        // An API server alone has no nodes.
+        let alone = lacks_of_rig(false).join("; ");
+        assert!(!alone.contains("cgroup"), "{alone}");
+    }
 
     #[test]
     fn a_cluster_that_does_not_exist_is_refused_by_name() {

@@ -5,9 +5,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::cluster::ApiServer;
 use crate::image::{self, Architecture};
-use crate::{ebpf, run, setup, tree};
+use crate::{cluster, ebpf, run, setup, tree};
 
 /// `target/release/warren`, with the kernel programs inside: a static binary, which runs on any Linux of this
 /// architecture.
@@ -72,11 +71,9 @@ fn scale(arguments: &[String]) -> Result<ExitCode> {
     setup::for_building()?;
     build_release(&["warren", "scale"])?;
     let built = release_folder()?;
-    let server = ApiServer::up()?;
-    let mut command = server.command(&built.join("scale"), &environment(&built))?;
+    let mut command = cluster::beside_api_server(&built.join("scale"), &environment(&built))?;
     command.args(arguments.iter().filter(|argument| *argument != "--"));
-    run::run(&mut command)?;
-    Ok(ExitCode::SUCCESS)
+    Err(run::become_program(command))
 }
 
 /// Builds for release, and leaves the binary where one looks for it: cargo has a folder of its own for a named target.

@@ -16,8 +16,7 @@ impl Namespace<'_> {
     pub fn inside(&self, pod: &str, program: &Path) -> Result<ProcessBuilder> {
         let uid = self.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"])?;
         let (pid, cgroup) = process_of(uid.trim()).with_context(|| format!("no process of {pod} ({uid}) is seen"))?;
-        let log = std::env::temp_dir().join(format!("{}-{pod}", self.name));
-        fs::create_dir_all(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let log = self.log_directory(pod)?;
         Ok(ProcessBuilder::new(program, log)
             .in_namespace(&netns::Namespace::of_process(pid))
             .in_cgroup(&cgroup))

@@ -8,6 +8,7 @@ use std::{
     process::Output,
     sync::atomic::{AtomicU32, Ordering},
 };
+use tempfile::TempDir;
 
 /// Where servers listen.
 pub(crate) const PORT: u16 = 8080;
@@ -17,6 +18,8 @@ pub(crate) const PORT: u16 = 8080;
 pub struct Namespace<'c> {
     pub name: String,
     cluster: &'c Cluster,
+    /// What programs of the test say; gone with this value.
+    logs: TempDir,
 }
 
 /// How a command in a pod ended.
@@ -51,7 +54,12 @@ impl Cluster {
         self.kubectl.apply(&format!(
             "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{{labels}}}}}}}"
         ))?;
-        Ok(Namespace { name, cluster: self })
+        let logs = tempfile::Builder::new().prefix(&name).tempdir()?;
+        Ok(Namespace {
+            name,
+            cluster: self,
+            logs,
+        })
     }
 }
 
@@ -115,6 +123,16 @@ impl Namespace<'_> {
             .map(|one| one.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", self.name), 1))
             .collect();
         self.cluster.kubectl.apply(&named.join("\n---\n"))
+    }
+
+    /// A folder for the logs of a program of the test.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn log_directory(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.logs.path().join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
     }
 
     /// kubectl in this namespace.
@@ -198,8 +216,7 @@ impl Namespace<'_> {
     pub fn spawn(&self, pod: &str, command: &str) -> Result<Process> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let log: PathBuf = std::env::temp_dir().join(format!("{}-{pod}-{number}", self.name));
-        std::fs::create_dir_all(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let log = self.log_directory(&format!("{pod}-{number}"))?;
         let kubectl = self.cluster.kubectl.command();
         let mut builder = ProcessBuilder::new(kubectl.get_program(), log);
         for (name, value) in kubectl.get_envs() {

@@ -1,0 +1,59 @@
+//! What the tests and the benchmark bring up for themselves goes when they do.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use warren_tests::cluster::{PATIENCE, cluster};
+use warren_tests::{wait::wait_until_ok, wait_until};
+
+/// Of the rig's namespaces and cgroups.
+const PREFIX: &str = "wtal";
+
+#[test]
+fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
+    let Some(_) = cluster().rig() else { return Ok(()) };
+    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let root = std::env::var("WARREN_ROOT").context("WARREN_ROOT is not set")?;
+    let folder = tempfile::tempdir()?;
+    let run = folder.path().join("rig");
+    let begun = folder.path().join("begun");
+    let mut beside = Command::new(rig)
+        .args(["alone", &format!("{root}/deploy/manifests/warren-crds.yaml")])
+        .args([
+            "sh",
+            "-c",
+            &format!("kubectl get crds >{}; sleep 1000", begun.display()),
+        ])
+        .env("P", PREFIX)
+        .env("RUN", &run)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    let namespace = Path::new("/run/netns").join(format!("{PREFIX}cp"));
+    let has_begun = wait_until_ok("the program runs beside an API server", PATIENCE, || {
+        let seen = std::fs::read_to_string(&begun)?;
+        ensure!(seen.contains("security.istio.io"), "{seen:?}");
+        ensure!(namespace.exists(), "it is not in {}", namespace.display());
+        Ok(())
+    });
+    // As a terminal does it: to all of the group.
+    killpg(Pid::from_raw(beside.id().cast_signed()), Signal::SIGINT)?;
+    let status = wait_until("it ends", PATIENCE, || beside.try_wait().ok().flatten())?;
+    has_begun?;
+    ensure!(status.code() == Some(130), "it ended with {status}");
+    ensure!(!namespace.exists() && !run.exists(), "something is left");
+    Ok(())
+}
+
+#[test]
+fn what_programs_in_pods_have_said_goes_with_their_namespace() -> Result<()> {
+    let namespace = cluster().namespace("logs", "")?;
+    let folder = namespace.log_directory("a-pod")?;
+    ensure!(folder.is_dir());
+    drop(namespace);
+    ensure!(!folder.exists(), "{} is left", folder.display());
+    Ok(())
+}
