@@ -27,6 +27,9 @@ const BY_KUBECONFIG: [&str; 3] = [
     "a_client_of_the_mesh_is_answered_under_strict",
 ];
 
+/// What a person may say to the tests, which sudo would keep from them.
+const FROM_PERSON: [&str; 3] = ["WARREN_CHURN_SECONDS", "WARREN_KEEP_LOGS", "WARREN_REPLACEMENT_RATE"];
+
 const LEVELS: [Level; 4] = [Level::Pure, Level::Kernel, Level::Net, Level::Cluster];
 
 impl fmt::Display for Level {
@@ -75,6 +78,18 @@ impl Totals {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+    }
+
+    /// The same, with a failure where fewer tests ran than were asked for by name: one that was renamed is not run.
+    fn with_at_least(mut self, wanted: u64) -> Self {
+        let ran = self.passed + self.failed;
+        if ran < wanted {
+            run::say(&format!(
+                "{wanted} tests were to run, and only {ran} did: was one renamed?"
+            ));
+            self.failed += 1;
+        }
+        self
     }
 
     /// Reads a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
@@ -213,6 +228,7 @@ fn run_level(level: Level, asked: &Asked, for_runner: &[String]) -> Result<Total
         Level::Pure | Level::Kernel | Level::Net => None,
     };
     let mut environment: Vec<(&str, String)> = programs::environment(&binaries).into_iter().collect();
+    environment.extend(said_by_person(|name| std::env::var(name).ok()));
     let mut within = Vec::new();
     if let Some(cluster) = &cluster {
         environment.extend(cluster.environment().iter().cloned());
@@ -264,10 +280,17 @@ fn by_kubeconfig(cluster: &Cluster) -> Result<Totals> {
     match cluster.by_kubeconfig(&BY_KUBECONFIG)? {
         Some(mut command) => {
             run::say("the same cluster, by KUBECONFIG alone");
-            follow(&mut command)
+            Ok(follow(&mut command)?.with_at_least(BY_KUBECONFIG.len() as u64))
         }
         None => Ok(Totals::default()),
     }
+}
+
+fn said_by_person(variable: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+    FROM_PERSON
+        .into_iter()
+        .filter_map(|name| Some((name, variable(name)?)))
+        .collect()
 }
 
 /// The arguments that make cargo start test binaries by sudo, and by what else they need: they are built by the person,
@@ -367,6 +390,31 @@ mod unit {
             })
         );
         assert_eq!(Totals::of_line("test a_test ... ok"), None);
+    }
+
+    #[test]
+    fn tests_that_were_named_and_did_not_run_are_a_failure() {
+        let ran = |passed, failed| Totals {
+            passed,
+            failed,
+            ignored: 0,
+        };
+        assert_eq!(ran(3, 0).with_at_least(3), ran(3, 0));
+        assert_eq!(ran(1, 2).with_at_least(3), ran(1, 2));
+        assert_eq!(ran(2, 0).with_at_least(3), ran(2, 1));
+        assert_eq!(ran(0, 0).with_at_least(3), ran(0, 1));
+    }
+
+    #[test]
+    fn what_a_person_says_to_the_tests_goes_through_sudo() {
+        let said = said_by_person(|name| (name != "WARREN_KEEP_LOGS").then(|| "120".to_owned()));
+        assert_eq!(
+            said,
+            [
+                ("WARREN_CHURN_SECONDS", "120".to_owned()),
+                ("WARREN_REPLACEMENT_RATE", "120".to_owned()),
+            ]
+        );
     }
 
     #[test]
