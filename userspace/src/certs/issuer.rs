@@ -1,40 +1,26 @@
-//! The client of the CA: Istio's `CreateCertificate` over TLS, one short connection per certificate. Files are read for
-//! each request, so what changed in them is what counts. Not here: when to ask (`store`).
+//! The client of the CA: Istio's `CreateCertificate` over TLS. Files are read for each request, so what changed in them is
+//! what counts. Not here: the connection it goes over (`channel`), and when to ask (`store`).
 
 use super::{
+    channel::{Channel, Channels, DialError, LINGER, Server},
     key::{DaemonKey, KeyError},
-    names,
     proto::{IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient},
     read_bounded,
-    store::Issue,
-    tls,
+    store::{Issue, with_causes},
 };
 use crate::{mesh::SpiffeId, telemetry::CaOutcome};
 use http::Uri;
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore, client::Resumption, client::WebPkiServerVerifier, version::TLS13};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use std::{
-    fmt,
-    future::Future,
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{net::TcpStream, task::JoinSet, time::timeout};
-use tokio_rustls::{TlsConnector, client::TlsStream};
-use tonic::{body::Body, metadata::MetadataValue};
+use std::{error::Error, fmt, io, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use tokio::time::timeout;
+use tonic::metadata::MetadataValue;
 
-/// Resolving the CA's name may take this long: a search list of dead ends included.
-const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
-/// One address of the CA may take this long to answer a connect.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// From the open channel to the answer.
 const CALL_DEADLINE: Duration = Duration::from_secs(8);
+const _: () = assert!(
+    CALL_DEADLINE.as_secs() < LINGER.as_secs(),
+    "a channel would end in the middle of a call"
+);
 const DEFAULT_PORT: u16 = 15012;
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 const MAX_ROOT_BYTES: usize = 1 << 20;
@@ -121,10 +107,12 @@ pub struct CaClientSettings {
     pub lifetime: Duration,
 }
 
-/// A client of an Istio CA: Warren's controller, istiod, istio-csr.
+/// A client of an Istio CA: Warren's controller, istiod, istio-csr. What it has open ends with it.
 #[derive(Debug)]
 pub struct CaClient {
     settings: CaClientSettings,
+    channels: Channels,
+    call_deadline: Duration,
 }
 
 /// Why the CA gave no certificate.
@@ -136,20 +124,13 @@ pub enum IssueError {
     TokenForm { path: PathBuf },
     #[error("cannot read the CA's root file {}", path.display())]
     Root { path: PathBuf, source: io::Error },
-    #[error("the CA's root file {} holds no usable certificate", path.display())]
-    RootForm { path: PathBuf },
-    #[error("the TLS client cannot be configured")]
-    Configure(#[source] rustls::Error),
     #[error("no certificate request")]
     Request(#[source] KeyError),
-    #[error("cannot resolve {host}")]
-    Resolve { host: String, source: io::Error },
-    #[error("cannot connect to the CA at {address}")]
-    Connect { address: SocketAddr, source: io::Error },
-    #[error("the TLS handshake with the CA at {address} failed")]
-    Handshake { address: SocketAddr, source: io::Error },
-    #[error("HTTP/2 with the CA failed")]
-    Http2(#[source] hyper::Error),
+    /// Shared by all who waited for the connection.
+    #[error(transparent)]
+    Dial(#[from] Arc<DialError>),
+    #[error("the connection to the CA ended before its answer: {reason}")]
+    Broken { reason: String },
     #[error("the CA did not answer in time")]
     Deadline,
     #[error("the CA refused: {code:?}, {message}")]
@@ -160,7 +141,26 @@ pub enum IssueError {
 
 impl CaClient {
     pub fn new(settings: CaClientSettings) -> Self {
-        Self { settings }
+        let CaAddress { host, port, name, .. } = &settings.address;
+        let channels = Channels::new(Server {
+            host: host.clone(),
+            port: *port,
+            name: settings.server_name.as_ref().unwrap_or(name).clone(),
+            root: settings.root.clone(),
+        });
+        Self {
+            settings,
+            channels,
+            call_deadline: CALL_DEADLINE,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_times(settings: CaClientSettings, offered: Duration, call_deadline: Duration) -> Self {
+        let mut client = Self::new(settings);
+        client.channels.offer_for(offered);
+        client.call_deadline = call_deadline;
+        client
     }
 
     async fn token(&self) -> Result<Option<MetadataValue<tonic::metadata::Ascii>>, IssueError> {
@@ -183,83 +183,72 @@ impl CaClient {
         Ok(Some(value))
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>, IssueError> {
-        let config = Arc::new(client_config(&self.settings.root).await?);
-        let CaAddress { host, port, name, .. } = &self.settings.address;
-        let name = self.settings.server_name.as_ref().unwrap_or(name);
-        let resolved = timeout(RESOLVE_DEADLINE, names::resolve(host, *port)).await;
-        let unresolved = |source| IssueError::Resolve {
-            host: host.clone(),
-            source,
-        };
-        let addresses = resolved
-            .map_err(|_| unresolved(io::ErrorKind::TimedOut.into()))?
-            .map_err(unresolved)?;
-        let mut last = unresolved(io::ErrorKind::NotFound.into());
-        for address in addresses {
-            let tcp = match timeout(CONNECT_DEADLINE, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => tcp,
-                Ok(Err(source)) => {
-                    last = IssueError::Connect { address, source };
-                    continue;
-                }
-                Err(_) => {
-                    last = IssueError::Connect {
-                        address,
-                        source: io::ErrorKind::TimedOut.into(),
-                    };
-                    continue;
-                }
-            };
-            let failed = |source| IssueError::Handshake { address, source };
-            tcp.set_nodelay(true).map_err(failed)?;
-            let handshake = TlsConnector::from(config).connect(name.clone(), tcp);
-            return match timeout(HANDSHAKE_DEADLINE, handshake).await {
-                Ok(stream) => stream.map_err(failed),
-                Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
-            };
-        }
-        Err(last)
+    async fn root(&self) -> Result<Vec<u8>, IssueError> {
+        let path = &self.settings.root;
+        read_bounded(path, MAX_ROOT_BYTES)
+            .await
+            .map_err(|source| IssueError::Root {
+                path: path.clone(),
+                source,
+            })
     }
 
-    /// One call with this very request.
+    /// One call with this very request; once more where it lost a connection that another call had opened: the CA may
+    /// have closed it, or begun to, before it saw this one.
     pub(crate) async fn call(
         &self,
         request: tonic::Request<IstioCertificateRequest>,
     ) -> Result<Vec<String>, IssueError> {
-        let tasks = OwnedTasks::default();
-        let stream = TokioIo::new(self.connect().await?);
-        let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(tasks.clone(), stream)
-            .await
-            .map_err(IssueError::Http2)?;
-        let service = tower::service_fn(move |request| {
-            let mut sender = sender.clone();
+        let root = self.root().await?;
+        let (metadata, extensions, message) = request.into_parts();
+        let request = || tonic::Request::from_parts(metadata.clone(), extensions.clone(), message.clone());
+        let channel = self.channels.get(&root).await?;
+        match self.call_over(&channel, request()).await {
+            Err(IssueError::Broken { .. }) if channel.found => {
+                let channel = self.channels.get(&root).await?;
+                self.call_over(&channel, request()).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// A channel that broke or kept silent is offered to nobody else.
+    async fn call_over(
+        &self,
+        channel: &Channel,
+        request: tonic::Request<IstioCertificateRequest>,
+    ) -> Result<Vec<String>, IssueError> {
+        let service = tower::service_fn(|request| {
+            let mut sender = channel.sender.clone();
             async move { sender.send_request(request).await }
         });
         let mut client = IstioCertificateServiceClient::with_origin(service, self.settings.address.origin.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES);
-        let answer = async {
-            let answer = client.create_certificate(request).await;
-            answer.map(|answer| answer.into_inner().cert_chain)
+        let Ok(answer) = timeout(self.call_deadline, client.create_certificate(request)).await else {
+            self.channels.withdraw(channel);
+            return Err(IssueError::Deadline);
         };
-        // The connection makes no progress by itself; when it ends first, the call fails by itself.
-        let answer = timeout(CALL_DEADLINE, async {
-            let mut connection = std::pin::pin!(futures::FutureExt::fuse(connection));
-            let mut answer = std::pin::pin!(answer);
-            loop {
-                tokio::select! {
-                    answer = &mut answer => return answer,
-                    _ = &mut connection, if !futures::future::FusedFuture::is_terminated(&connection) => {}
+        match answer {
+            Ok(answer) => Ok(answer.into_inner().cert_chain),
+            Err(status) => match transport(&status) {
+                Some(cause) => {
+                    self.channels.withdraw(channel);
+                    Err(IssueError::Broken {
+                        reason: with_causes(cause),
+                    })
                 }
-            }
-        })
-        .await
-        .map_err(|_| IssueError::Deadline)?;
-        answer.map_err(|status| IssueError::Refused {
-            code: status.code(),
-            message: status.message().to_owned(),
-        })
+                None => Err(IssueError::Refused {
+                    code: status.code(),
+                    message: status.message().to_owned(),
+                }),
+            },
+        }
     }
+}
+
+/// What hyper said, where tonic made a status of that: the CA itself has not answered.
+fn transport(status: &tonic::Status) -> Option<&hyper::Error> {
+    std::iter::successors(status.source(), |&error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 impl Issue for CaClient {
@@ -294,13 +283,9 @@ impl Issue for CaClient {
             IssueError::Token { .. }
             | IssueError::TokenForm { .. }
             | IssueError::Root { .. }
-            | IssueError::RootForm { .. }
-            | IssueError::Configure(_)
             | IssueError::Request(_)
-            | IssueError::Resolve { .. }
-            | IssueError::Connect { .. }
-            | IssueError::Handshake { .. }
-            | IssueError::Http2(_)
+            | IssueError::Dial(_)
+            | IssueError::Broken { .. }
             | IssueError::Deadline
             | IssueError::Refused { .. } => CaOutcome::Unavailable,
         }
@@ -337,44 +322,6 @@ fn read_chain(answer: &[String]) -> Result<Vec<CertificateDer<'static>>, IssueEr
         Err(IssueError::Answer)
     } else {
         Ok(chain)
-    }
-}
-
-/// The CA's server is checked as a web server is, by name or address, under its own roots.
-async fn client_config(root: &Path) -> Result<ClientConfig, IssueError> {
-    let text = read_bounded(root, MAX_ROOT_BYTES)
-        .await
-        .map_err(|source| IssueError::Root {
-            path: root.to_owned(),
-            source,
-        })?;
-    let malformed = || IssueError::RootForm { path: root.to_owned() };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&text) {
-        roots
-            .add(certificate.map_err(|_| malformed())?)
-            .map_err(|_| malformed())?;
-    }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), tls::provider())
-        .build()
-        .map_err(|_| malformed())?;
-    let mut config = ClientConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(&[&TLS13])
-        .map_err(IssueError::Configure)?
-        .with_webpki_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![tls::ALPN.to_vec()];
-    config.resumption = Resumption::disabled();
-    Ok(config)
-}
-
-/// hyper wants to spawn; what it spawns ends with the call.
-#[derive(Clone, Default)]
-struct OwnedTasks(Arc<Mutex<JoinSet<()>>>);
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OwnedTasks {
-    fn execute(&self, task: F) {
-        self.0.lock().spawn(task);
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod authority;
 pub mod belief;
 pub mod bundle;
+pub mod channel;
 pub mod issuer;
 mod keeper;
 pub mod key;
@@ -15,6 +16,10 @@ pub mod svid;
 pub mod tls;
 pub mod verify;
 
+#[cfg(test)]
+mod channel_tests;
+#[cfg(test)]
+mod counting_ca;
 #[cfg(test)]
 mod peer_table;
 #[cfg(test)]

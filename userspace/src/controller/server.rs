@@ -35,12 +35,15 @@ use tower::Service;
 use tracing::{debug, warn};
 
 const MAX_CONNECTIONS: usize = 2048;
-/// Connections of one address, so that nobody takes them all: a node asks for 16 certificates at a time.
+/// Connections of one address, so that nobody takes them all. A daemon shares one, or has a few while they follow each other;
+/// who opens one per certificate has twice the 16 that a node asks for at a time.
 const MAX_PER_ADDRESS: usize = 32;
 /// New connections of one address, each a handshake that costs us more than the client's first packet.
 const DIALS_PER_SECOND: u32 = 50;
 const DIALS_BURST: u32 = 200;
 const MOST_ADDRESSES: usize = 65_536;
+/// What a node asks for at a time (`certs::keeper`) has room on one connection. What is refused is held on its own stream,
+/// so a flood waits for itself.
 const MAX_STREAMS: u32 = 16;
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
