@@ -324,18 +324,28 @@ impl Cluster {
         root: &str,
         token: &str,
     ) -> Result<CaClient> {
+        Ok(CaClient::new(self.ca_settings_at(address, controller, root, token)?))
+    }
+
+    pub(crate) fn ca_settings_at(
+        &self,
+        address: &str,
+        controller: &Controller,
+        root: &str,
+        token: &str,
+    ) -> Result<CaClientSettings> {
         let path = |name: &str| self.dir.path().join(format!("{name}-{}", rand::random::<u64>()));
         let (root_file, token_file) = (path("root"), path("token"));
         fs::write(&root_file, root)?;
         fs::write(&token_file, token)?;
-        Ok(CaClient::new(CaClientSettings {
+        Ok(CaClientSettings {
             address: format!("https://{address}:{}", controller.port).parse()?,
             server_name: None,
             root: root_file,
             token: Some(token_file),
             cluster_id: "Kubernetes".to_owned(),
             lifetime: Duration::from_secs(3600),
-        }))
+        })
     }
 }
 
