@@ -3,20 +3,19 @@
 //! sent in the clear, until the next daemon takes them over.
 
 use super::{
-    CaptureEvent, CapturedPod,
-    adopt::{self, Owner},
-    entries::{Captured, Entries, Entry},
+    CaptureEvent,
+    entries::{Captured, Entries},
     finder::Finder,
-    jobs::{Done, blocking, heard, link, refresh, release},
+    jobs::{Done, blocking, refresh, release},
     kernel_side::KernelSide,
     plan::{Scope, Step, Wanted, back_off, plan},
-    pod::{self, CaptureError, Inherited, Node, Pod},
+    pod::{self, CaptureError, Inherited, Node},
     tables::Told,
 };
 use crate::{
-    kernel::{AdoptedPod, MapError, PlaintextMode, PodPolicy, watch::Watch},
+    kernel::{AdoptedPod, MapError, PodPolicy, watch::Watch},
     mesh::{MeshSnapshot, WorkloadUid},
-    net::{Namespace, NamespaceError, PodListeners},
+    net::{Namespace, NamespaceError},
     shutdown::Shutdown,
 };
 use std::{
@@ -26,11 +25,14 @@ use std::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinSet, spawn_blocking},
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, warn};
+
+mod inheritance;
+mod outcomes;
 
 /// What the task is told at the start.
 #[derive(Debug, Clone)]
@@ -230,21 +232,6 @@ impl Reconciler {
         Some(())
     }
 
-    /// What a daemon of another layout left. As long as a pod is not captured anew, it may be what keeps that pod closed.
-    async fn remove_other_layouts(&self) {
-        let kernel = Arc::clone(&self.node.kernel);
-        match spawn_blocking(move || kernel.remove_other_layouts()).await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(count)) => info!(count, "programs of a daemon with another layout are removed"),
-            Ok(Err(error)) => {
-                warn!(
-                    error = &error as &dyn Error,
-                    "programs of a daemon with another layout stay until the next start"
-                );
-            }
-        }
-    }
-
     fn scope(&self) -> Scope<'_> {
         let node = &self.settings.node_name;
         match &self.settings.finder {
@@ -282,58 +269,6 @@ impl Reconciler {
                 retry_at: now + back_off(attempts),
             }
         });
-    }
-
-    /// Once: releases what an earlier daemon captured and nobody wants any more. What is wanted is taken over by its
-    /// capture, which finds its number by its namespace.
-    async fn take_over(&mut self, snapshot: &Arc<MeshSnapshot>) -> Option<()> {
-        let Some(adopted) = self.adopted.take() else {
-            return Some(());
-        };
-        let (node, snapshot, scope) = (self.node.clone(), Arc::clone(snapshot), self.scope());
-        for (path, namespace) in adopt::unfinished(&node, &snapshot, scope, &node.kernel.unfinished_pods()) {
-            match pod::finish(&namespace) {
-                Ok(true) => info!(path = %path.display(), "a release that an earlier daemon began is finished"),
-                Ok(false) => {}
-                Err(error) => {
-                    warn!(path = %path.display(), error = &error as &dyn Error, "a release that an earlier daemon began cannot be finished");
-                }
-            }
-        }
-        for (adopted, owner) in adopt::owners(&node, &snapshot, scope, adopted) {
-            let number = adopted.number;
-            let outcome = match owner {
-                Owner::Wanted(workload) => {
-                    debug!(%workload, number = number.get(), "a pod of an earlier daemon is taken over");
-                    Ok(())
-                }
-                Owner::Unwanted { found, place } => {
-                    info!(%place, "a pod of an earlier daemon is not wanted any more");
-                    let workload = WorkloadUid(place.to_string().into());
-                    match pod::unwanted(&self.node, number, workload.clone(), found, place) {
-                        Ok(pod) => {
-                            let captured = Captured::new(Arc::new(pod), any_policy());
-                            self.entries.insert(workload.clone(), Entry::Captured(captured));
-                            self.begin_release(&workload, true).await?;
-                            Ok(())
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                Owner::Ended => {
-                    info!(number = number.get(), "a pod of an earlier daemon has ended");
-                    pod::forget(&self.node, number)
-                }
-            };
-            if let Err(error) = outcome {
-                warn!(
-                    number = number.get(),
-                    error = &error as &dyn Error,
-                    "a pod of an earlier daemon stays as it is"
-                );
-            }
-        }
-        Some(())
     }
 
     fn begin_capture(&mut self, wanted: Wanted) {
@@ -427,139 +362,6 @@ impl Reconciler {
         Some(())
     }
 
-    /// `None` if nobody reads the events any more.
-    async fn finish(&mut self, done: Result<Done, JoinError>) -> Option<()> {
-        match done {
-            Ok(Done::Captured { wanted, outcome }) => return self.captured(wanted, *outcome).await,
-            Ok(Done::Refreshed { pod, watch, outcome }) => {
-                if let Some(captured) = self.entries.captured(&pod.workload) {
-                    captured.refresh = outcome.as_ref().err().map(|error| {
-                        let attempts = captured.refresh.map_or(0, |(attempts, _)| attempts).saturating_add(1);
-                        warn!(workload = %pod.workload, attempts, error = error as &dyn Error, "a pod is not up to date");
-                        (attempts, Instant::now() + back_off(attempts))
-                    });
-                }
-                if let (Ok(()), Some(captured)) = (&outcome, self.entries.captured(&pod.workload)) {
-                    captured.link_at.get_or_insert(Instant::now() + LINK_AFTER);
-                }
-                // One that failed is tried again by the tick, with a new watch.
-                self.arm(&pod, watch.filter(|_| outcome.is_ok()));
-            }
-            Ok(Done::NodeRefreshed { watch, outcome }) => {
-                if let Err(error) = outcome {
-                    warn!(
-                        error = &error as &dyn Error,
-                        "the kernel programs do not know the node's addresses"
-                    );
-                }
-                self.arm_node(watch);
-            }
-            Ok(Done::Linked { pod, outcome }) => {
-                self.is_linking = false;
-                if let (Err(error), Some(captured)) = (outcome, self.entries.captured(&pod.workload)) {
-                    warn!(workload = %pod.workload, error = &error as &dyn Error, "a pod's guard is a filter still");
-                    captured.link_at = Some(Instant::now() + LINK_AGAIN);
-                }
-                self.link_next(Instant::now());
-            }
-            Ok(Done::Withdrawn { captured }) => return self.stop(captured, true).await,
-            Ok(Done::Released { captured, outcome }) => self.released(captured, outcome),
-            // Only watches are aborted, by the release of their pod.
-            Err(join) if join.is_cancelled() => {}
-            Err(join) => error!(error = &join as &dyn Error, "a step of capture panicked"),
-        }
-        Some(())
-    }
-
-    async fn captured(
-        &mut self,
-        wanted: Wanted,
-        outcome: Result<(Pod, PodListeners, Watch), CaptureError>,
-    ) -> Option<()> {
-        let workload = wanted.workload;
-        let event = match outcome {
-            Ok((pod, listeners, watch)) => {
-                debug!(%workload, place = %pod.place, "pod captured");
-                for moved in &listeners.moved {
-                    let (role, port) = (moved.role, moved.port);
-                    warn!(%workload, ?role, port, "the usual port is taken in the pod, another serves");
-                }
-                let namespace = pod.namespace.clone();
-                let pod = Arc::new(pod);
-                let captured = Captured {
-                    announced: true,
-                    link_at: Some(Instant::now() + LINK_AFTER),
-                    ..Captured::new(Arc::clone(&pod), wanted.policy)
-                };
-                self.entries.insert(workload.clone(), Entry::Captured(captured));
-                self.arm(&pod, Some(watch));
-                CaptureEvent::Captured(CapturedPod {
-                    workload,
-                    namespace,
-                    listeners,
-                })
-            }
-            Err(error) => {
-                let attempts = self.entries.fail(&workload, wanted.place, Instant::now());
-                CaptureEvent::Failed {
-                    workload,
-                    error: Arc::new(error),
-                    attempts,
-                }
-            }
-        };
-        self.events.send(event).await.ok()
-    }
-
-    fn released(&mut self, mut captured: Captured, outcome: Result<(), CaptureError>) {
-        let workload = captured.pod.workload.clone();
-        match outcome {
-            Ok(()) => {
-                debug!(%workload, "pod released");
-                self.entries.remove(&workload);
-            }
-            Err(error) => {
-                let attempts = captured.release_attempts().saturating_add(1);
-                warn!(%workload, attempts, error = &error as &dyn Error, "a pod cannot be released yet");
-                captured.release = Some((attempts, Instant::now() + back_off(attempts)));
-                self.entries.insert(workload, Entry::Captured(captured));
-            }
-        }
-    }
-
-    /// Waits for changes in the pod's namespace, and refreshes it then.
-    fn arm(&mut self, pod: &Arc<Pod>, watch: Option<Watch>) {
-        let Some(captured) = self.entries.captured(&pod.workload) else {
-            return;
-        };
-        if !Arc::ptr_eq(&captured.pod, pod) {
-            return;
-        }
-        captured.watch = watch.map(|mut watch| {
-            let (node, pod) = (self.node.clone(), Arc::clone(pod));
-            self.jobs.spawn(async move {
-                let watch = heard(&mut watch).await.then_some(watch);
-                refresh(node, pod, watch).await
-            })
-        });
-    }
-
-    /// Tells the kernel side what is the node's own, now and after each change there.
-    fn arm_node(&mut self, watch: Option<Watch>) {
-        let node = self.node.clone();
-        self.jobs.spawn(async move {
-            let watch = match watch {
-                Some(mut watch) => heard(&mut watch).await.then_some(watch),
-                None => Watch::open(&node.namespace).ok(),
-            };
-            if watch.is_none() {
-                tokio::time::sleep(TICK).await;
-            }
-            let outcome = blocking(move || pod::set_node(&node)).await;
-            Done::NodeRefreshed { watch, outcome }
-        });
-    }
-
     /// Returns once no step is under way. What only waits is given up; a step that has begun is finished by its thread,
     /// which holds the node for as long.
     async fn stand_still(&mut self) {
@@ -567,20 +369,6 @@ impl Reconciler {
         while Arc::strong_count(&self.node.adopted) > 1 {
             tokio::time::sleep(STEP_POLL).await;
         }
-    }
-
-    /// Begins to link the guards of a pod whose time has come, unless another's are being linked.
-    fn link_next(&mut self, now: Instant) {
-        if self.is_linking {
-            return;
-        }
-        let mut pods = self.entries.all_captured();
-        let Some(captured) = pods.find(|captured| captured.link_at.is_some_and(|at| at <= now)) else {
-            return;
-        };
-        captured.link_at = None;
-        self.is_linking = true;
-        self.jobs.spawn(link(self.node.clone(), Arc::clone(&captured.pod)));
     }
 
     /// True if there is something to plan.
@@ -602,14 +390,5 @@ impl Reconciler {
                 .table_failure
                 .as_ref()
                 .is_some_and(|failure| failure.retry_at <= now)
-    }
-}
-
-/// For a pod that is about to be released.
-fn any_policy() -> PodPolicy {
-    PodPolicy {
-        mode: PlaintextMode::Permissive,
-        restricted: false,
-        port_modes: Vec::new(),
     }
 }

@@ -44,12 +44,12 @@ pub(super) fn remove_unused(namespace: &Namespace) {
 fn interfaces(rtnl: &mut Rtnl) -> Result<Vec<i32>, NetlinkError> {
     let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
     let answers = rtnl.dump("list queueing disciplines", request)?;
-    let found = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => {
-            let is_clsact = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == KIND);
-            qdisc.attributes.iter().any(is_clsact).then_some(qdisc.header.index)
-        }
-        _ => None,
+    let found = answers.into_iter().filter_map(|answer| {
+        let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = answer else {
+            return None;
+        };
+        let is_clsact = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == KIND);
+        qdisc.attributes.iter().any(is_clsact).then_some(qdisc.header.index)
     });
     Ok(found.collect())
 }
