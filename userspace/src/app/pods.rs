@@ -242,6 +242,7 @@ impl Pods {
                 let why = format!("{:#}", anyhow::Error::from(error));
                 warn!(%workload, attempts, error = why, "not captured");
                 self.announce(|announcements| announcements.failed(workload.clone(), reason, is_final, why.clone()));
+                self.unconfirmed.lock().remove(&workload);
                 self.states.lock().insert(workload, State::Failed { why, is_final });
             }
         }
@@ -287,7 +288,8 @@ impl Pods {
             listeners,
         } = pod;
         let inode = namespace.inode();
-        if self.unconfirmed.lock().remove(&workload) {
+        let is_kept = self.unconfirmed.lock().remove(&workload);
+        if is_kept && matches!(self.standing(&workload), Standing::Served(before) if before == inode) {
             // The same sockets as before, which are served already.
             self.announce(|announcements| announcements.captured(workload));
             return;
@@ -356,8 +358,10 @@ pub(super) fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -
 mod tests {
     use super::*;
     use crate::{
+        capture::{CaptureError, tests::pod},
         certs::CertStore,
         mesh::{fixtures, map::visited},
+        net::{Namespace, listen, testing::pod_namespace},
         proxy::{Connections, ProxySettings},
         telemetry::{Metrics, Place},
     };
@@ -376,6 +380,45 @@ mod tests {
             let node = "node-a".into();
             Self::new(node, Arc::new(context), drain, readiness, None, shutdown.clone())
         }
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_capture_finds_elsewhere_or_only_later_is_served_by_its_new_listeners() {
+        let (Some(old), Some(new)) = (pod_namespace("pods-old"), pod_namespace("pods-new")) else {
+            return;
+        };
+        let mut mesh = MeshSnapshot::default();
+        mesh.set_workload(Arc::new(pod("/nowhere".into())));
+        let (_publish, snapshots) = watch::channel(Arc::new(mesh));
+        let pods = Pods::of_test(snapshots, &Shutdown::new());
+        let workload = WorkloadUid("a".into());
+        let captured = |namespace: &Namespace, listeners| CapturedPod {
+            workload: workload.clone(),
+            namespace: namespace.clone(),
+            listeners,
+        };
+        let served = || {
+            let sockets = pods.sockets().unwrap();
+            sockets
+                .into_iter()
+                .map(|(_, namespace, _)| namespace)
+                .collect::<Vec<_>>()
+        };
+        pods.captured(captured(&old, listen(&old).unwrap()));
+        // Its sandbox was made anew while capture stood still.
+        let _inherited = pods.keep();
+        pods.captured(captured(&new, listen(&new).unwrap()));
+        assert_eq!(served(), [new.cookie()]);
+        // It is captured at the second attempt.
+        let _inherited = pods.keep();
+        pods.take(CaptureEvent::Failed {
+            workload: workload.clone(),
+            error: Arc::new(CaptureError::Interrupted),
+            attempts: 1,
+        });
+        pods.captured(captured(&new, listen(&new).unwrap()));
+        pods.take(CaptureEvent::Settled);
+        assert_eq!(served(), [new.cookie()]);
     }
 
     #[test]
