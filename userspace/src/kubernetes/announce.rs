@@ -86,6 +86,7 @@ pub async fn announce(
     shutdown: Shutdown,
 ) {
     let shared = announcements.0;
+    shared.ledger.lock().begin_anew();
     let reporter = Reporter {
         controller: "warren.mesh/node".to_owned(),
         instance: Some(node.to_string()),

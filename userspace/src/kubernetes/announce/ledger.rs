@@ -142,6 +142,13 @@ impl Ledger {
         self.is_settled = true;
     }
 
+    /// Nobody carries out the jobs that were due before: those that are not done are due again.
+    pub(super) fn begin_anew(&mut self) {
+        for pod in self.pods.values_mut() {
+            pod.is_busy = false;
+        }
+    }
+
     /// What the cluster says by now.
     pub(super) fn observe(&mut self, snapshot: &MeshSnapshot, node: &str) {
         let own = snapshot
@@ -322,6 +329,16 @@ mod tests {
 
     fn is_dropped(told: &mut oneshot::Receiver<()>) -> bool {
         matches!(told.try_recv(), Err(oneshot::error::TryRecvError::Closed))
+    }
+
+    #[test]
+    fn a_job_that_was_dropped_is_due_again_after_a_pause() {
+        let mut scene = Scene::new(&[("a", false)]);
+        scene.ledger.captured(uid("a"));
+        assert_eq!(scene.due().len(), 1);
+        assert_eq!(scene.due(), [], "it is being carried out");
+        scene.ledger.begin_anew();
+        assert_eq!(scene.said(), ["+a"]);
     }
 
     #[test]
