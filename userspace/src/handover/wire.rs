@@ -44,6 +44,9 @@ pub enum LinkError {
     Misstep(#[from] Misstep),
     #[error("the hand-over socket {path} cannot be used")]
     Socket { path: PathBuf, source: io::Error },
+    /// Those that there was room for stay open unseen.
+    #[error("there is no room for the descriptors that a message brings: this process has too many open")]
+    NoRoom,
     #[error("the hand-over socket failed")]
     Io(#[source] io::Error),
 }
@@ -170,11 +173,12 @@ impl Link {
     /// # Errors
     /// It says nothing within the time, ends, or says what is no message.
     pub async fn hear<T: DeserializeOwned>(&self, within: Duration) -> Result<(T, Vec<OwnedFd>), LinkError> {
-        let (text, descriptors) = match timeout(within, self.0.async_io(Interest::READABLE, receive)).await {
-            Ok(Ok(received)) => received?,
-            Ok(Err(error)) => return Err(ended(error)),
-            Err(_) => return Err(LinkError::Silent(within)),
-        };
+        let (text, descriptors) =
+            match timeout(within, self.0.async_io(Interest::READABLE, receive::<MOST_DESCRIPTORS>)).await {
+                Ok(Ok(received)) => received?,
+                Ok(Err(error)) => return Err(ended(error)),
+                Err(_) => return Err(LinkError::Silent(within)),
+            };
         let word = serde_json::from_slice(&text).map_err(|error| Misstep::NotUnderstood { why: error.to_string() })?;
         Ok((word, descriptors))
     }
@@ -187,9 +191,9 @@ fn registered(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 
 type Received = Result<(Vec<u8>, Vec<OwnedFd>), LinkError>;
 
-fn receive(socket: &Socket) -> io::Result<Received> {
+fn receive<const ROOM: usize>(socket: &Socket) -> io::Result<Received> {
     let mut text = vec![0; LONGEST];
-    let mut space = cmsg_space!([RawFd; MOST_DESCRIPTORS]);
+    let mut space = cmsg_space!([RawFd; ROOM]);
     let mut slices = [IoSliceMut::new(&mut text)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
@@ -204,18 +208,18 @@ fn receive(socket: &Socket) -> io::Result<Received> {
         }
     }
     let (length, flags) = (message.bytes, message.flags);
-    Ok(
-        if descriptors.len() > DESCRIPTORS || flags.contains(MsgFlags::MSG_CTRUNC) {
-            Err(Misstep::TooManyDescriptors.into())
-        } else if flags.contains(MsgFlags::MSG_TRUNC) {
-            Err(Misstep::TooLong.into())
-        } else if length == 0 {
-            Err(LinkError::Closed)
-        } else {
-            text.truncate(length);
-            Ok((text, descriptors))
-        },
-    )
+    Ok(if flags.contains(MsgFlags::MSG_CTRUNC) {
+        Err(LinkError::NoRoom)
+    } else if descriptors.len() > DESCRIPTORS {
+        Err(Misstep::TooManyDescriptors.into())
+    } else if flags.contains(MsgFlags::MSG_TRUNC) {
+        Err(Misstep::TooLong.into())
+    } else if length == 0 {
+        Err(LinkError::Closed)
+    } else {
+        text.truncate(length);
+        Ok((text, descriptors))
+    })
 }
 
 fn ended(error: io::Error) -> LinkError {
@@ -324,6 +328,17 @@ mod tests {
             far.say(&FromSuccessor::Take, &[], SOON).await,
             Err(LinkError::Closed)
         ));
+    }
+
+    #[tokio::test]
+    async fn descriptors_without_room_are_no_fault_of_who_sends_them() {
+        let Some(pair) = Pair::open() else { return };
+        let (near, far) = pair.connect().await;
+        let descriptors = [near.0.get_ref().as_fd(); DESCRIPTORS];
+        near.say(&FromSuccessor::Take, &descriptors, SOON).await.unwrap();
+        let heard = timeout(SOON, far.0.async_io(Interest::READABLE, receive::<1>)).await;
+        let heard = heard.unwrap().unwrap();
+        assert!(matches!(heard, Err(LinkError::NoRoom)), "{heard:?}");
     }
 
     #[tokio::test(start_paused = true)]
