@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 use warren_tests::load::Traffic;
 use warren_tests::mesh::binary;
@@ -196,6 +197,20 @@ fn a_successor_that_dies_before_it_serves_leaves_everything_as_it_was() -> Resul
         let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
         before.wait_for_line(LET_GO, DEADLINE)?;
     }
+    without_a_failure(traffic, begun)
+}
+
+#[test]
+fn a_successor_that_gets_no_certificates_leaves_the_node_to_the_daemon_that_has_them() -> Result<()> {
+    let mut scene = Scene::start("wt-certless")?;
+    let (traffic, begun) = (scene.traffic()?, Instant::now());
+    scene.mesh.controller().signal(Signal::SIGSTOP)?;
+    let successor = scene.mesh.daemon_mut(Node::A).start_successor()?;
+    successor.wait_for_line("has not handed over: ", DEADLINE)?;
+    let daemon = scene.mesh.daemon(Node::A);
+    ensure!(!daemon.log().contains(LET_GO), "it has let go: {}", daemon.log());
+    scene.mesh.controller().signal(Signal::SIGCONT)?;
+    scene.mesh.daemon(Node::A).wait_for_line(LET_GO, DEADLINE)?;
     without_a_failure(traffic, begun)
 }
 

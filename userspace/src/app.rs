@@ -157,15 +157,16 @@ async fn start(
             (Some(tenure), heir)
         }
     };
-    if let Some(heir) = &heir {
-        let sandboxes = match &on_node {
-            Some(on_node) => on_node.look_again().await,
-            None => Vec::new(),
-        };
-        let mut snapshots = published.snapshot.clone();
-        heir.catch_up(&mut snapshots, |snapshot| cni::are_known(&sandboxes, snapshot))
-            .await;
-    }
+    // The daemon before may have recorded some while this one waited.
+    let sandboxes = match &on_node {
+        Some(on_node) => on_node.look_again().await,
+        None => Vec::new(),
+    };
+    let mut snapshots = published.snapshot.clone();
+    succession::catch_up(heir.as_ref(), &mut snapshots, |snapshot| {
+        cni::are_known(&sandboxes, snapshot)
+    })
+    .await;
     // Whoever writes to the node owns it, even if nobody waits for this any more.
     let opened = tokio::task::spawn_blocking({
         let kernel = kernel_config(&config.kernel);
@@ -222,21 +223,25 @@ async fn start(
     );
     showing::register(metrics, &published, &kernel, &certs, shutdown);
 
-    if let Some(heir) = heir {
-        if tokio::time::timeout(heir.left(), pods.settled()).await.is_err() {
-            bail!("the node's pods are not served in time: the daemon before this one goes on");
-        }
-        heir.served().await?;
-    }
-    readiness.met(Condition::Node.name());
     let contact = server.as_ref().map(|(contact, _)| contact.clone());
     let cluster = match (on_node, server) {
         (Some(on_node), Some((_, client))) => Some(on_node.start(config, client, &published, &pods, metrics, shutdown)),
         _ => None,
     };
     let duties = cluster.as_ref().map(Cluster::duties);
-    if let Some(duties) = &duties {
-        duties.start()?;
+    if let Some(heir) = &heir
+        && tokio::time::timeout(heir.left(), pods.settled()).await.is_err()
+    {
+        bail!("the node's pods are not served in time: the daemon before this one goes on");
+    }
+    // As long as the one before can go on if this fails.
+    let bound = duties.as_ref().map(|duties| duties.bind()).transpose()?;
+    if let Some(heir) = heir {
+        heir.served().await?;
+    }
+    readiness.met(Condition::Node.name());
+    if let (Some(duties), Some(socket)) = (&duties, bound) {
+        duties.start(socket);
     }
     let standing = config.meeting_place().map(|socket| {
         let owner = Owner {

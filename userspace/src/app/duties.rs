@@ -23,7 +23,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -61,10 +64,20 @@ pub(super) struct Term {
     running: mpsc::Receiver<Infallible>,
 }
 
+/// The socket of the CNI plugin, where there is one.
+pub(super) struct Bound(Option<UnixListener>);
+
 impl Duties {
+    /// What [`Duties::start`] needs.
+    ///
     /// # Errors
     /// The plugin cannot be answered.
-    pub(super) fn start(&self) -> Result<(), SocketError> {
+    pub(super) fn bind(&self) -> Result<Bound, SocketError> {
+        let bound = self.plugin.as_ref().map(|plugin| server::bind(&plugin.socket));
+        bound.transpose().map(Bound)
+    }
+
+    pub(super) fn start(&self, Bound(listener): Bound) {
         let (busy, running) = mpsc::channel(1);
         let term = Term {
             stop: CancellationToken::new(),
@@ -80,8 +93,7 @@ impl Duties {
         );
         let announcing = self.until(&stop, &busy, announcing);
         self.shutdown.spawn_essential("announcements", announcing);
-        if let Some(plugin) = &self.plugin {
-            let listener = server::bind(&plugin.socket)?;
+        if let (Some(plugin), Some(listener)) = (&self.plugin, listener) {
             let answers = Arc::clone(&plugin.answers);
             let answering = server::serve(listener, answers, stop.clone(), self.shutdown.clone());
             self.shutdown
@@ -98,7 +110,6 @@ impl Duties {
                 .spawn("CNI kubeconfig", self.until(&stop, &busy, kubeconfig));
         }
         *self.term.lock() = Some(term);
-        Ok(())
     }
 
     /// Returns once nothing of it is done any more.

@@ -166,7 +166,11 @@ impl Owner {
         let mut giver = Giver::Greeting;
         let mut within = WORD;
         loop {
-            let (said, _) = link.hear::<FromSuccessor>(within).await?;
+            let (said, _) = match link.hear::<FromSuccessor>(within).await {
+                // It is not ready, and comes again.
+                Err(LinkError::Closed) if giver == Giver::Welcomed => return Ok(None),
+                heard => heard?,
+            };
             match giver.hear(&said, OURS, &self.node)? {
                 Reaction::Welcome => {
                     debug!("a successor is there");
@@ -209,7 +213,7 @@ impl Owner {
                 let _ = link.say(&FromPredecessor::Revoked { why }, &[], WORD).await;
             }
             if let Some(duties) = &self.duties {
-                duties.start()?;
+                duties.start(duties.bind()?);
             }
         }
         Ok(outcome)

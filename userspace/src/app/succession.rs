@@ -29,7 +29,7 @@ const POLL: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(8);
 /// How long certificates may take: less than the predecessor waits.
-const FETCHING: Duration = Duration::from_secs(10);
+const PREPARING: Duration = Duration::from_secs(30);
 /// How long the predecessor may take to stand still.
 const TAKING: Duration = Duration::from_secs(30);
 /// How long this daemon may take to serve: less than the predecessor waits for it.
@@ -51,12 +51,12 @@ pub(super) struct Heir {
 /// Waits until the node is this daemon's: because nobody has it, or as an heir. `prepare` is done while the predecessor still does everything.
 ///
 /// # Errors
-/// The lock cannot be used.
+/// The lock cannot be used, or there is no room for what comes with the node.
 pub(super) async fn arrive(
     socket: &Path,
     node: &str,
     readiness: &Readiness,
-    prepare: impl AsyncFn(),
+    prepare: impl AsyncFn() -> anyhow::Result<()>,
 ) -> anyhow::Result<(Tenure, Option<Heir>)> {
     let mut why = "another daemon has this node".to_owned();
     let (mut told, mut again, mut wait) = (String::new(), Instant::now(), AGAIN);
@@ -65,6 +65,7 @@ pub(super) async fn arrive(
             match ask(socket, node, &prepare).await {
                 Ok(None) => {}
                 Ok(Some((tenure, heir))) => return Ok((tenure, Some(heir))),
+                Err(error) if matches!(error.downcast_ref(), Some(LinkError::NoRoom)) => return Err(error),
                 Err(error) => {
                     why = format!("the node's daemon has not handed over: {error:#}");
                     again = Instant::now() + wait;
@@ -85,7 +86,11 @@ pub(super) async fn arrive(
 }
 
 /// `None` if nobody is there to ask.
-async fn ask(socket: &Path, node: &str, prepare: &impl AsyncFn()) -> anyhow::Result<Option<(Tenure, Heir)>> {
+async fn ask(
+    socket: &Path,
+    node: &str,
+    prepare: &impl AsyncFn() -> anyhow::Result<()>,
+) -> anyhow::Result<Option<(Tenure, Heir)>> {
     let Some(link) = Link::open(socket)? else {
         return Ok(None);
     };
@@ -105,14 +110,18 @@ async fn ask(socket: &Path, node: &str, prepare: &impl AsyncFn()) -> anyhow::Res
         }
         Heard::Taken | Heard::Pod(_) | Heard::Goodbye | Heard::Revoked(_) => bail!("it speaks out of turn"),
     }
-    prepare().await;
-    let begun = Instant::now();
+    tokio::select! {
+        prepared = prepare() => prepared?,
+        said = link.hear::<FromPredecessor>(PREPARING) => bail!("it speaks out of turn: {:?}", said?.0),
+    }
     link.say(&FromSuccessor::Take, &[], WORD).await?;
     taker.asked();
     let (heard, descriptors) = hear(&link, &mut taker, TAKING).await?;
     if let Heard::Revoked(why) = heard {
         bail!("it goes on: {why}");
     }
+    // The predecessor waits from here on.
+    let begun = Instant::now();
     let lock = descriptors.into_iter().next().context("it gave nothing")?;
     let link = Arc::new(link);
     let tenure = Tenure::given(lock, Some(Arc::clone(&link)));
@@ -140,21 +149,30 @@ async fn hear(link: &Link, taker: &mut Taker, within: Duration) -> anyhow::Resul
     Ok((taker.hear(said, descriptors.len())?, descriptors))
 }
 
-/// Certificates for the pods to come, as far as they are to be had within a short time.
-pub(super) async fn fetch(certs: &CertStore, identities: &BTreeSet<SpiffeId>) {
+/// Certificates for the pods to come: without them the node is better off with the daemon that has them. What the CA refuses
+/// by name holds nobody up, unless it refuses all.
+///
+/// # Errors
+/// The CA gives none, or does not say.
+pub(super) async fn fetch(certs: &CertStore, identities: &BTreeSet<SpiffeId>) -> anyhow::Result<()> {
     certs.want(identities.clone());
-    let fetched = identities.iter().map(|id| certs.get(id));
-    match timeout(FETCHING, futures::future::join_all(fetched)).await {
-        Ok(fetched) => {
-            for error in fetched.into_iter().filter_map(Result::err) {
+    let fetched = futures::future::join_all(identities.iter().map(|id| certs.get(id))).await;
+    let mut is_any = false;
+    let mut refused = None;
+    for outcome in fetched {
+        match outcome {
+            Ok(_) => is_any = true,
+            Err(error) if error.is_refusal() => {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "a pod is taken over without its certificate"
                 );
+                refused = Some(error);
             }
+            Err(error) => return Err(error.into()),
         }
-        Err(_) => warn!("not every certificate arrives in time"),
     }
+    refused.filter(|_| !is_any).map_or(Ok(()), |error| Err(error.into()))
 }
 
 impl Heir {
@@ -170,19 +188,8 @@ impl Heir {
         self.pods.push(given.workload);
     }
 
-    /// Waits until our picture of the cluster has the pods that we were given, and these.
-    pub(super) async fn catch_up(&self, snapshots: &mut Snapshots, is_up_to_date: impl Fn(&MeshSnapshot) -> bool) {
-        let knows = |snapshot: &MeshSnapshot| {
-            let mut pods = self.pods.iter();
-            pods.all(|pod| snapshot.workloads.contains_key(pod)) && is_up_to_date(snapshot)
-        };
-        if timeout(LAG, snapshots.wait_for(|snapshot| knows(snapshot)))
-            .await
-            .is_err()
-        {
-            // One that has ended stays unknown.
-            debug!("not every pod that was given is known");
-        }
+    fn is_known_to(&self, snapshot: &MeshSnapshot) -> bool {
+        self.pods.iter().all(|pod| snapshot.workloads.contains_key(pod))
     }
 
     /// How long is left until this daemon has to serve.
@@ -217,5 +224,21 @@ impl Heir {
             Heard::Revoked(why) => bail!("the daemon before this one goes on: {why}"),
             Heard::Welcome | Heard::Refused(_) | Heard::Taken | Heard::Pod(_) => bail!("it speaks out of turn"),
         }
+    }
+}
+
+/// Waits until our picture of the cluster has the pods that we were given, and whatever else the node is known to have.
+pub(super) async fn catch_up(
+    heir: Option<&Heir>,
+    snapshots: &mut Snapshots,
+    is_up_to_date: impl Fn(&MeshSnapshot) -> bool,
+) {
+    let knows = |snapshot: &MeshSnapshot| heir.is_none_or(|heir| heir.is_known_to(snapshot)) && is_up_to_date(snapshot);
+    if timeout(LAG, snapshots.wait_for(|snapshot| knows(snapshot)))
+        .await
+        .is_err()
+    {
+        // One that has ended stays unknown.
+        debug!("not every pod of the node is known");
     }
 }

@@ -74,6 +74,16 @@ pub enum CertError {
     Closed,
 }
 
+impl CertError {
+    /// True if the CA has decided against this identity.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Unavailable { source, .. } => source.outcome() == Some(CaOutcome::Refused),
+            Self::NotWanted { .. } | Self::NotYet { .. } | Self::Closed => false,
+        }
+    }
+}
+
 /// Why one try to get a certificate failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
