@@ -2,8 +2,9 @@
 
 use super::{
     finder::{Found, Place},
+    node::Node,
     plan::{Scope, Wanted, wanted},
-    pod::{Node, find},
+    pod::find,
 };
 use crate::{
     kernel::{AdoptedPod, watch},

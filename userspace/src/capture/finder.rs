@@ -3,8 +3,8 @@
 //! open it.
 
 use super::{
+    error::CaptureError,
     names::{pod_uid, start_time},
-    pod::CaptureError,
 };
 use crate::{
     kernel::{kubepods_folders, watch},

@@ -2,8 +2,10 @@
 
 use super::{
     entries::Captured,
+    error::CaptureError,
+    node::Node,
     plan::Wanted,
-    pod::{self, CaptureError, Node, Pod},
+    pod::{self, Pod},
 };
 use crate::{kernel::watch::Watch, net::PodListeners};
 use std::{

@@ -6,10 +6,12 @@ mod adopt;
 #[cfg(test)]
 mod cost;
 mod entries;
+mod error;
 mod finder;
 mod jobs;
 mod kernel_side;
 mod names;
+mod node;
 mod plan;
 mod pod;
 mod reconcile;
@@ -26,10 +28,11 @@ use crate::{
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+pub use error::CaptureError;
 pub use finder::{Finder, Place};
 pub use kernel_side::KernelSide;
+pub use node::Inherited;
 pub use plan::{Actual, Scope, Step, Wanted, plan};
-pub use pod::{CaptureError, Inherited};
 pub use reconcile::{CaptureSettings, Ended, reconcile};
 
 /// A pod whose connections reach these listeners from now on.

@@ -2,179 +2,25 @@
 //! function blocks for its system calls.
 
 use super::{
-    finder::{Anchor, Finder, Found, Place},
-    kernel_side::KernelSide,
+    error::CaptureError,
+    finder::{Anchor, Found, Place},
+    node::{Claim, Node},
     plan::Wanted,
     runtime,
 };
 use crate::{
     kernel::{
-        AttachError, MapError, NetlinkError, PodNumber, PodPolicy,
+        PodNumber, PodPolicy,
         routes::Routes,
         sockets,
-        sysctls::{self, Before, SysctlError},
+        sysctls::{self, Before},
         watch::{self, Watch},
     },
     mesh::WorkloadUid,
-    net::{self, ListenError, Namespace, NamespaceError, PodListeners},
+    net::{self, Namespace, NamespaceError, PodListeners},
 };
 use parking_lot::Mutex;
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-};
-
-/// Why a pod could not be captured, kept up to date or released, by step.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    #[error(
-        "no process of it is found below the node's kubepods cgroup: its sandbox is not there, or is no process of this kernel"
-    )]
-    NoProcess,
-    #[error("its namespace is the node's own")]
-    NodeNamespace,
-    #[error("its namespace is the daemon's own")]
-    OwnNamespace,
-    #[error("its namespace is that of {other}")]
-    SharedNamespace { other: WorkloadUid },
-    #[error("none of its addresses is in its namespace")]
-    ForeignNamespace,
-    #[error("it forwards packets for others, which would bypass the mesh")]
-    Forwards,
-    #[error("its containers run in {runtime} (runtime class {class:?}), whose sockets this kernel does not see")]
-    ForeignKernel { runtime: &'static str, class: Arc<str> },
-    #[error("the kernel's tables cannot hold the cluster")]
-    Tables { source: Arc<MapError> },
-    #[error("no room for another pod")]
-    Number { source: MapError },
-    #[error("cannot open its listeners")]
-    Listen { source: ListenError },
-    #[error("cannot set up its sysctls")]
-    Sysctls { source: SysctlError },
-    #[error("cannot set up its routing")]
-    Routes { source: NetlinkError },
-    #[error("cannot watch its interfaces and addresses")]
-    Watch { source: NetlinkError },
-    #[error("cannot attach its programs")]
-    Attach { source: AttachError },
-    #[error("cannot write its settings")]
-    Settings { source: MapError },
-    #[error("cannot switch its steering")]
-    Steer { source: MapError },
-    #[error("cannot end its connections")]
-    Sockets { source: NetlinkError },
-    #[error("the step did not finish")]
-    Interrupted,
-}
-
-impl CaptureError {
-    /// True if another attempt cannot help as long as the pod is what it is.
-    pub fn is_final(&self) -> bool {
-        matches!(
-            self,
-            Self::ForeignKernel { .. } | Self::Forwards | Self::NodeNamespace | Self::OwnNamespace
-        )
-    }
-
-    /// One word, for metrics and logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Namespace(_) => "namespace",
-            Self::NoProcess => "no-process",
-            Self::NodeNamespace => "node-namespace",
-            Self::OwnNamespace => "own-namespace",
-            Self::SharedNamespace { .. } => "shared-namespace",
-            Self::ForeignNamespace => "foreign-namespace",
-            Self::Forwards => "forwards",
-            Self::ForeignKernel { .. } => "foreign-kernel",
-            Self::Tables { .. } => "tables-full",
-            Self::Number { .. } => "no-room",
-            Self::Listen { .. } => "listen",
-            Self::Sysctls { .. } => "sysctls",
-            Self::Routes { .. } => "routes",
-            Self::Watch { .. } => "watch",
-            Self::Attach { .. } => "attach",
-            Self::Settings { .. } => "settings",
-            Self::Steer { .. } => "steer",
-            Self::Sockets { .. } => "sockets",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
-
-/// Which pod has which namespace, by cookie: two pods that name one namespace would take each other's place.
-pub(super) type Claims = Arc<Mutex<HashMap<u64, WorkloadUid>>>;
-
-struct Claim {
-    claims: Claims,
-    cookie: u64,
-}
-
-impl Claim {
-    fn take(claims: &Claims, cookie: u64, workload: &WorkloadUid) -> Result<Self, CaptureError> {
-        match claims.lock().entry(cookie) {
-            std::collections::hash_map::Entry::Occupied(other) => Err(CaptureError::SharedNamespace {
-                other: other.get().clone(),
-            }),
-            std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(workload.clone());
-                Ok(Self {
-                    claims: Arc::clone(claims),
-                    cookie,
-                })
-            }
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.claims.lock().remove(&self.cookie);
-    }
-}
-
-/// What is common to all pods of the node.
-#[derive(Clone)]
-pub(super) struct Node {
-    pub(super) kernel: Arc<dyn KernelSide>,
-    /// The node's own.
-    pub(super) namespace: Namespace,
-    /// The daemon's: the node's, or that of its own pod.
-    pub(super) own: Namespace,
-    /// Looks for pods; without it they are where the manifests say.
-    pub(super) finder: Option<Arc<Finder>>,
-    pub(super) claims: Claims,
-    /// Cookies of the namespaces that an earlier daemon captured and this one has not taken over yet.
-    pub(super) adopted: Arc<Mutex<HashSet<u64>>>,
-    pub(super) inherited: Inherited,
-}
-
-/// Listeners that the daemon before this one opened and this one was given, by the cookie of the pod's namespace.
-#[derive(Debug, Clone, Default)]
-pub struct Inherited(Arc<Mutex<HashMap<u64, PodListeners>>>);
-
-impl Inherited {
-    pub fn put(&self, namespace: u64, listeners: PodListeners) {
-        self.0.lock().insert(namespace, listeners);
-    }
-
-    /// Copies: another attempt may need them again.
-    fn copy(&self, namespace: u64) -> Option<PodListeners> {
-        self.0.lock().get(&namespace)?.try_clone().ok()
-    }
-
-    pub(super) fn forget(&self, namespace: u64) {
-        self.0.lock().remove(&namespace);
-    }
-
-    /// Nobody is left who accepts from those that have no pod by now.
-    pub(super) fn forget_all(&self) {
-        self.0.lock().clear();
-    }
-}
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 /// A captured pod.
 pub(super) struct Pod {

@@ -5,11 +5,13 @@
 use super::{
     CaptureEvent,
     entries::{Captured, Entries},
+    error::CaptureError,
     finder::Finder,
     jobs::{Done, blocking, refresh, release},
     kernel_side::KernelSide,
+    node::{Inherited, Node},
     plan::{Scope, Step, Wanted, back_off, plan},
-    pod::{self, CaptureError, Inherited, Node},
+    pod,
     tables::Told,
 };
 use crate::{

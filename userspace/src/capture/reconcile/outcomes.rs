@@ -5,9 +5,10 @@ use crate::{
     capture::{
         CaptureEvent, CapturedPod,
         entries::{Captured, Entry},
+        error::CaptureError,
         jobs::{Done, blocking, heard, link, refresh},
         plan::{Wanted, back_off},
-        pod::{self, CaptureError, Pod},
+        pod::{self, Pod},
     },
     kernel::watch::Watch,
     net::PodListeners,
