@@ -39,7 +39,7 @@ const PREPARING: Duration = Duration::from_secs(60);
 /// How long what is under way here may take to end.
 const STANDING_STILL: Duration = Duration::from_secs(20);
 /// How long a successor may take to serve. It gives up by itself before that.
-const SERVING: Duration = Duration::from_secs(30);
+const SERVING: Duration = Duration::from_secs(40);
 /// After accepting a successor failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// How often a daemon that has let go looks whether anybody owns the node, and for how long nobody may.

@@ -171,7 +171,7 @@ impl Pods {
     pub(super) fn pass_on(&self) {
         for state in std::mem::take(&mut *self.states.lock()).into_values() {
             if let State::Served { handle, .. } = state {
-                self.shutdown.spawn("connections of a pod passed on", handle.pass_on());
+                handle.pass_on();
             }
         }
         self.context.metrics.gauges.set_captured_pods(0);

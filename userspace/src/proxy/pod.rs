@@ -220,15 +220,10 @@ impl PodHandle {
     }
 
     /// Stops accepting, for somebody else accepts now, and lets peers know that they had better connect anew. What is open
-    /// goes on until it ends or the process does.
-    pub async fn pass_on(self) {
-        self.pod.stop.cancel();
-        self.pod.stop_hbone.cancel();
-        tokio::select! {
-            () = self.pod.connections.empty() => {}
-            () = self.pod.tasks.draining() => return,
-        }
-        self.pod.pool.close();
+    /// goes on until it ends or the process does; so does what is being accepted just now, for which the pool stays open. It
+    /// ends with the last of them.
+    pub fn pass_on(self) {
+        drop(self);
     }
 }
 
