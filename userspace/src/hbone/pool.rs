@@ -23,11 +23,15 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{net::TcpStream, sync::Notify, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// How long a connection waits for another tunnel when the daemon drains: what was accepted before may still want one.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// What distinguishes the connections of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,7 +89,7 @@ pub struct Request<'a> {
     pub baggage: Option<&'a HeaderValue>,
 }
 
-/// The pool of one pod. Clones share it; when the last is dropped, its idle connections close at their next beat.
+/// The pool of one pod. Clones share it. Once it is closed, or the daemon drains, a connection ends with its last tunnel.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);
 
@@ -94,7 +98,7 @@ struct Shared {
     settings: Arc<HboneSettings>,
     tasks: Shutdown,
     peers: Mutex<HashMap<PeerKey, Peer>>,
-    closed: AtomicBool,
+    closed: CancellationToken,
 }
 
 #[derive(Default)]
@@ -118,6 +122,8 @@ struct Pooled {
     /// When the last tunnel ended, in milliseconds after `born`.
     idle_since: Mutex<Instant>,
     retire_at: Option<Instant>,
+    /// Told when the last tunnel ends.
+    unused: Notify,
     end: OnceLock<ConnectionEnd>,
 }
 
@@ -129,7 +135,9 @@ impl Drop for Lease {
         if self.0.tunnels.load(Ordering::Relaxed) == 1 {
             *self.0.idle_since.lock() = Instant::now();
         }
-        self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+        if self.0.tunnels.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.unused.notify_one();
+        }
     }
 }
 
@@ -140,7 +148,7 @@ impl Pool {
             settings,
             tasks,
             peers: Mutex::default(),
-            closed: AtomicBool::new(false),
+            closed: CancellationToken::new(),
         }))
     }
 
@@ -173,7 +181,7 @@ impl Pool {
 
     /// No more connections are dialled, and those without a tunnel end.
     pub fn close(&self) {
-        self.0.closed.store(true, Ordering::Relaxed);
+        self.0.closed.cancel();
         self.0.peers.lock().clear();
     }
 
@@ -190,7 +198,7 @@ impl Pool {
         loop {
             let dialling = {
                 let mut peers = self.0.peers.lock();
-                if self.0.closed.load(Ordering::Relaxed) {
+                if self.0.closed.is_cancelled() {
                     return Err(PoolError::GoingAway);
                 }
                 let peer = match peers.get_mut(key) {
@@ -315,9 +323,10 @@ impl Shared {
             born: now,
             idle_since: Mutex::new(now),
             retire_at: retire_at.into_iter().chain(peer_retires).min(),
+            unused: Notify::new(),
             end: OnceLock::new(),
         });
-        if !self.closed.load(Ordering::Relaxed) {
+        if !self.closed.is_cancelled() {
             self.peers
                 .lock()
                 .entry(key.clone())
@@ -326,7 +335,10 @@ impl Shared {
                 .push(Arc::clone(&pooled));
         }
         self.conclude(key, attempt, Ok(()));
-        let end = opened.driver.run(|| self.retire_if_unused(key, &pooled)).await;
+        let end = tokio::select! {
+            end = opened.driver.run(|| self.retire_if_unused(key, &pooled)) => end,
+            () = self.until_to_end(key, &pooled) => ConnectionEnd::Idle,
+        };
         tracing::debug!(next_hop = %key.next_hop, peer = %key.peer, %end, age = ?pooled.born.elapsed(), "HBONE connection ended");
         self.forget(key, &pooled, end);
     }
@@ -350,6 +362,20 @@ impl Shared {
         attempt.done.notify_waiters();
     }
 
+    /// Returns when new connections are of no use any more and this one's last tunnel has ended.
+    async fn until_to_end(&self, key: &PeerKey, pooled: &Arc<Pooled>) {
+        tokio::select! {
+            () = self.closed.cancelled() => {}
+            () = self.tasks.draining() => {}
+        }
+        while !self.retire_if_unused(key, pooled) {
+            tokio::select! {
+                () = pooled.unused.notified() => {}
+                () = sleep(LEAVING) => {}
+            }
+        }
+    }
+
     /// True, and the connection is no longer to be had, if it has had no tunnel for long enough.
     fn retire_if_unused(&self, key: &PeerKey, pooled: &Arc<Pooled>) -> bool {
         let mut peers = self.peers.lock();
@@ -360,7 +386,11 @@ impl Shared {
         if pooled.tunnels.load(Ordering::Acquire) > 0 {
             return false;
         }
-        if listed && pooled.idle_since.lock().elapsed() < self.settings.idle {
+        let patience = match self.tasks.is_draining() {
+            true => LEAVING,
+            false => self.settings.idle,
+        };
+        if listed && pooled.idle_since.lock().elapsed() < patience {
             return false;
         }
         remove(&mut peers, key, pooled);

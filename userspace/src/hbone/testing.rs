@@ -107,6 +107,7 @@ pub(crate) fn target() -> SocketAddr {
     "10.0.0.1:80".parse().unwrap()
 }
 
+#[derive(Clone)]
 struct LoopbackDial {
     svid: Arc<Svid>,
     trust: TrustWatch,
@@ -137,6 +138,8 @@ pub(crate) struct TwoPods {
     pub(crate) authority: Authority,
     pub(crate) address: SocketAddr,
     to: Arc<parking_lot::Mutex<SocketAddr>>,
+    dial: LoopbackDial,
+    settings: Arc<HboneSettings>,
     pub(crate) pool: Pool,
     pub(crate) key: PeerKey,
     pub(crate) tasks: Shutdown,
@@ -215,7 +218,7 @@ where
         to: to.clone(),
         dialled: dialled.clone(),
     };
-    let pool = Pool::new(dial, settings, tasks.clone());
+    let pool = Pool::new(dial.clone(), settings.clone(), tasks.clone());
     let key = PeerKey {
         local: "127.0.0.1".parse().unwrap(),
         next_hop: address,
@@ -225,6 +228,8 @@ where
         authority,
         address,
         to,
+        dial,
+        settings,
         pool,
         key,
         tasks,
@@ -246,6 +251,13 @@ impl TwoPods {
             baggage: None,
         };
         within("a tunnel", self.pool.open(&self.key, request)).await.unwrap()
+    }
+
+    /// Another client of the same server, whose tasks are its own.
+    pub(crate) fn another_pool(&self) -> (Pool, Shutdown) {
+        let tasks = Shutdown::new();
+        let pool = Pool::new(self.dial.clone(), self.settings.clone(), tasks.clone());
+        (pool, tasks)
     }
 
     /// Connections from now on go through `to`.

@@ -1,7 +1,10 @@
 //! The wire between two pods, over loopback TCP and real TLS.
 
 use super::{testing::*, *};
-use crate::certs::{Distrust, PeerRejected};
+use crate::{
+    certs::{Distrust, PeerRejected},
+    shutdown::Drained,
+};
 use rstest::rstest;
 use std::{
     future::poll_fn,
@@ -211,6 +214,46 @@ async fn a_connection_without_a_tunnel_closes_and_the_next_tunnel_opens_another(
     send(&mut tunnel, b"x").await.unwrap();
     receive_exactly(&mut tunnel, 1).await;
     assert_eq!(pods.dialled(), 2);
+}
+
+#[tokio::test]
+async fn once_the_pool_is_closed_or_the_daemon_drains_a_connection_ends_with_its_last_tunnel() {
+    // Nothing else ends it within the test.
+    let settings = HboneSettings {
+        ping_interval: Duration::from_secs(3600),
+        ..HboneSettings::default()
+    };
+    let pods = two_pods(settings, echo).await;
+    for is_closed in [true, false] {
+        let (pool, tasks) = pods.another_pool();
+        let request = || Request {
+            authority: target(),
+            client: None,
+            baggage: None,
+        };
+        let mut tunnel = within("a tunnel", pool.open(&pods.key, request())).await.unwrap();
+        let draining = tasks.clone();
+        let drain = if is_closed {
+            pool.close();
+            assert!(pool.open(&pods.key, request()).await.is_err(), "it is closed");
+            None
+        } else {
+            Some(tokio::spawn(
+                async move { draining.drain(Duration::from_secs(60)).await },
+            ))
+        };
+        send(&mut tunnel, b"x").await.unwrap();
+        assert_eq!(receive_exactly(&mut tunnel, 1).await, b"x", "what is open goes on");
+        if !is_closed {
+            // What was accepted before the drain still finds its tunnel.
+            drop(within("another", pool.open(&pods.key, request())).await.unwrap());
+        }
+        drop(tunnel);
+        eventually("the connection has ended", || tasks.tasks().is_empty()).await;
+        if let Some(drain) = drain {
+            assert!(matches!(drain.await.unwrap(), Drained::Completely));
+        }
+    }
 }
 
 #[tokio::test]
