@@ -20,7 +20,9 @@ fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let run = folder.path().join("rig");
     let begun = folder.path().join("begun");
-    let mut beside = Command::new(rig)
+    // Whoever runs the tests in the background may have left the signal ignored.
+    let mut beside = Command::new("env")
+        .args(["--default-signal=INT", &rig])
         .args(["alone", &format!("{root}/deploy/manifests/warren-crds.yaml")])
         .args([
             "sh",
@@ -41,7 +43,16 @@ fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
     });
     // As a terminal does it: to all of the group.
     killpg(Pid::from_raw(beside.id().cast_signed()), Signal::SIGINT)?;
-    let status = wait_until("it ends", PATIENCE, || beside.try_wait().ok().flatten())?;
+    let ended = wait_until("it ends", PATIENCE, || beside.try_wait().ok().flatten());
+    if ended.is_err() {
+        beside.kill()?;
+        let _down = Command::new(&rig)
+            .arg("down")
+            .env("P", PREFIX)
+            .env("RUN", &run)
+            .status();
+    }
+    let status = ended?;
     has_begun?;
     ensure!(status.code() == Some(130), "it ended with {status}");
     ensure!(!namespace.exists() && !run.exists(), "something is left");
