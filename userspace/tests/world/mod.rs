@@ -4,24 +4,28 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+mod cgroup;
+mod guard;
+mod talk;
+
+pub use cgroup::cgroup2_root;
+pub use guard::Guard;
+pub use talk::*;
+
+use cgroup::Membership;
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
-    io::{self, BufRead, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    io::{self, BufRead, Write},
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{
-        Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
 use warren::{
-    kernel::{
-        Kernel, KernelConfig, PlaintextMode, PodNumber, PodPolicy, Reason, ServiceEntry, Sizes, Tcx, WorkloadEntry,
-    },
+    kernel::{Kernel, KernelConfig, PlaintextMode, PodNumber, PodPolicy, Reason, ServiceEntry, Sizes, WorkloadEntry},
     net::{self, Namespace, PodListeners, Role},
 };
 
@@ -307,22 +311,6 @@ pub fn listen(kernel: &Kernel, number: PodNumber, namespace: &Namespace) -> PodL
     listeners
 }
 
-/// Accepts for as long as the socket listens, and says `name`, which address was dialled and by whom.
-fn greet(listener: TcpListener, name: &str) {
-    listener.set_nonblocking(false).unwrap();
-    let name = name.to_owned();
-    thread::spawn(move || {
-        while let Ok((mut stream, peer)) = listener.accept() {
-            let dialled = stream.local_addr().unwrap();
-            let _ = writeln!(stream, "{name} {} from {}", canonical(dialled), canonical(peer));
-            thread::spawn(move || {
-                let mut rest = [0; 1024];
-                while let Ok(1..) = stream.read(&mut rest) {}
-            });
-        }
-    });
-}
-
 /// Ends the listening of every clone, as the daemon's death would.
 pub fn close(listeners: PodListeners) {
     for role in Role::ALL {
@@ -334,54 +322,6 @@ pub fn close(listeners: PodListeners) {
     }
 }
 
-/// An application: greets with "app".
-pub fn serve(namespace: &Namespace, address: &str, port: u16) -> SocketAddr {
-    let listener = namespace.run(|| TcpListener::bind(at(address, port)).unwrap()).unwrap();
-    let bound = listener.local_addr().unwrap();
-    greet(listener, "app");
-    bound
-}
-
-pub fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// Connects from inside a namespace, and reads who answers.
-pub fn dial(namespace: &Namespace, to: SocketAddr) -> io::Result<String> {
-    dial_for(namespace, to, DEADLINE)
-}
-
-pub fn dial_for(namespace: &Namespace, to: SocketAddr, deadline: Duration) -> io::Result<String> {
-    let stream = namespace.run(|| TcpStream::connect_timeout(&to, deadline)).unwrap()?;
-    assert_eq!(
-        canonical(stream.peer_addr()?),
-        to,
-        "the application sees whom it dialled"
-    );
-    answer(&stream)
-}
-
-pub fn answer(mut stream: &TcpStream) -> io::Result<String> {
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while stream.read(&mut byte)? == 1 && byte != *b"\n" {
-        line.push(byte[0]);
-    }
-    Ok(String::from_utf8(line).unwrap())
-}
-
-/// What `dial` should have read, but for the client's port.
-#[track_caller]
-pub fn assert_answered(answer: io::Result<String>, by: &str, dialled: SocketAddr) {
-    let answer = answer.unwrap_or_else(|error| panic!("{dialled} should be answered by {by}: {error}"));
-    assert!(
-        answer.starts_with(&format!("{by} {dialled} from ")),
-        "{dialled} should be answered by {by}: {answer}"
-    );
-}
-
-#[track_caller]
 /// How long the fastest of three attempts takes: the machine may stand still during one.
 pub fn fastest(mut attempt: impl FnMut()) -> Duration {
     let attempts = (0..3).map(|_| {
@@ -390,10 +330,6 @@ pub fn fastest(mut attempt: impl FnMut()) -> Duration {
         start.elapsed()
     });
     attempts.min().unwrap()
-}
-
-pub fn assert_fails(answer: io::Result<String>, kind: io::ErrorKind) {
-    assert_eq!(answer.map_err(|error| error.kind()), Err(kind));
 }
 
 pub fn count(kernel: &Kernel, reason: Reason) -> u64 {
@@ -427,76 +363,4 @@ pub fn service(ready: bool, in_mesh: bool) -> HashMap<(IpAddr, u16), ServiceEntr
     VIP.iter()
         .map(|vip| ((ip(vip), 80), ServiceEntry::new(ready, in_mesh)))
         .collect()
-}
-
-/// How a pod's guard is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
-    /// As on a kernel without links.
-    Filter,
-    /// As right after a pod's start.
-    Fresh,
-    /// As on a pod that has been there for a while.
-    Linked,
-}
-
-impl Guard {
-    pub const ALL: [Self; 3] = [Self::Filter, Self::Fresh, Self::Linked];
-
-    pub fn configure(self, config: &mut KernelConfig) {
-        if self == Self::Filter {
-            config.tcx = Tcx::Netlink;
-        }
-    }
-
-    pub fn link(self, kernel: &Kernel, pod: PodNumber, namespace: &Namespace) {
-        if self == Self::Linked {
-            kernel.link_guards(pod, namespace).unwrap();
-        }
-    }
-}
-
-/// The test process in a cgroup of its own, for as long as a world lives.
-struct Membership {
-    path: PathBuf,
-}
-
-static MEMBERS: Mutex<u32> = Mutex::new(0);
-
-impl Membership {
-    fn enter() -> Self {
-        let root = cgroup2_root();
-        let path = root.join(format!("warren-test-{}", std::process::id()));
-        let mut members = MEMBERS.lock().unwrap();
-        if *members == 0 {
-            fs::create_dir_all(&path).unwrap();
-            fs::write(path.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        }
-        *members += 1;
-        Self { path }
-    }
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        let mut members = MEMBERS.lock().unwrap();
-        *members -= 1;
-        if *members == 0 {
-            let _ = fs::write(cgroup2_root().join("cgroup.procs"), std::process::id().to_string());
-            let _ = fs::remove_dir(&self.path);
-        }
-    }
-}
-
-pub fn cgroup2_root() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            Some((fields.next()?, fields.next()?))
-        })
-        .find(|(_, kind)| *kind == "cgroup2")
-        .map(|(path, _)| PathBuf::from(path))
-        .unwrap()
 }
