@@ -4,7 +4,7 @@
 
 mod world;
 
-use std::{fs, io::ErrorKind, os::unix::process::ExitStatusExt, path::PathBuf, time::Instant};
+use std::{fs, io::ErrorKind, os::unix::process::ExitStatusExt, time::Instant};
 use warren::kernel::{Kernel, OpenError, Reason};
 use world::*;
 
@@ -19,10 +19,6 @@ fn child_that_captures_a() {
     loop {
         std::thread::park();
     }
-}
-
-fn pins(world: &World) -> PathBuf {
-    world.config.pin_dir.join("v1")
 }
 
 #[test]
@@ -65,10 +61,10 @@ fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
     assert_fails(dial(&world.a, at(B[0], 8080)), ErrorKind::HostUnreachable);
     assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
 
-    let before = links(&world);
+    let before = world.links();
     let _listeners = listen(&kernel, adopted[0].number, &world.a);
     kernel.attach_pod(adopted[0].number, &world.a).unwrap();
-    assert_eq!(links(&world), before, "the links are the same, their programs new");
+    assert_eq!(world.links(), before, "the links are the same, their programs new");
     for (own, peer) in A.into_iter().zip(B) {
         assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
         assert_fails(dial(&world.b, at(own, 8080)), ErrorKind::ConnectionRefused);
@@ -86,7 +82,7 @@ fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
     let world = World::new();
     let first = world.open();
     let a = capture(&first, &world.a, A, &strict());
-    let links_before = links(&world);
+    let links_before = world.links();
 
     // The other has the same sockets for A, as a successor does, and captures B; then it dies.
     let other = Kernel::open(&world.config).unwrap();
@@ -118,27 +114,10 @@ fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
     assert_answered(dial(&world.a, at(B[0], 8080)), "Outbound", at(B[0], 8080));
     assert_answered(dial(&world.b, at(A[0], 8080)), "Outbound", at(A[0], 8080));
     assert!(
-        links_before.iter().all(|link| links(&world).contains(link)),
+        links_before.iter().all(|link| world.links().contains(link)),
         "no link is another"
     );
     assert_eq!(count(&first, Reason::MarkedPacketLeaving), 0);
-}
-
-/// Every pin but the maps.
-fn links(world: &World) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![pins(world).join("links"), pins(world).join("pods")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            if entry.file_type().unwrap().is_dir() {
-                folders.push(entry.path());
-            } else {
-                found.push(entry.path());
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 #[test]
@@ -150,14 +129,14 @@ fn pins_of_a_namespace_that_is_gone_are_removed_at_the_next_start() {
     let mut daemon = world.spawn("child_that_captures_a", world.cgroup());
     daemon.said("captured: ");
     daemon.kill();
-    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(world.pins().join("pods")).unwrap().count(), 1);
     world.shell("ip netns del $P-a");
     // Ours was the last handle of it.
     world.a = world.b.clone();
     eventually("the pod is forgotten", || {
         Kernel::open(&world.config).unwrap().adopted_pods().is_empty()
     });
-    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(world.pins().join("pods")).unwrap().count(), 0);
 }
 
 #[test]
@@ -175,32 +154,9 @@ fn a_pod_that_was_not_steered_yet_when_the_daemon_ended_is_left_alone() {
     drop(kernel);
     let kernel = Kernel::open(&world.config).unwrap();
     assert_eq!(kernel.adopted_pods(), []);
-    assert_eq!(fs::read_dir(pins(&world).join("pods")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(world.pins().join("pods")).unwrap().count(), 0);
     // The kernel detaches a link a moment after its pin is gone.
     eventually("the pod is reached again", || dial(&world.b, at(A[0], 8080)).is_ok());
-}
-
-#[test]
-fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
-    Guard::Filter.configure(&mut world.config);
-    let filters = |world: &World| {
-        let shown = world.output("tc -n $P-a filter show dev eth0 egress");
-        shown.matches("handle 0x5752").count()
-    };
-    let first = world.open();
-    let a = capture(&first, &world.a, A, &PERMISSIVE);
-    assert_eq!(filters(&world), 1);
-    drop(first);
-    let second = world.open();
-    second.attach_pod(a.number, &world.a).unwrap();
-    assert_eq!(filters(&world), 1);
-    second.stop_steering(a.number).unwrap();
-    second.detach_pod(a.number, Some(&world.a)).unwrap();
-    assert_eq!(filters(&world), 0);
 }
 
 #[test]
@@ -211,14 +167,14 @@ fn what_another_layout_left_pinned_is_removed_and_nothing_else() {
     let world = World::new();
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &strict());
-    let own = links(&world);
+    let own = world.links();
     let other = world.config.pin_dir.join("v99");
     fs::create_dir_all(other.join("pods/3")).unwrap();
     // A pin is a name: another one of the same link will do.
     fs::hard_link(&own[0], other.join("pods/3/arrive")).unwrap();
     assert_eq!(kernel.remove_other_layouts().unwrap(), 1);
     assert!(!other.exists());
-    assert_eq!(links(&world), own);
+    assert_eq!(world.links(), own);
     assert_eq!(kernel.remove_other_layouts().unwrap(), 0);
     close(a.listeners);
 }
@@ -265,79 +221,4 @@ fn what_cannot_be_opened_is_named() {
     assert!(matches!(Kernel::open(&config), Err(OpenError::Program { .. })));
     config.pin_dir = "/proc/warren".into();
     assert!(matches!(Kernel::open(&config), Err(OpenError::NoBpffs { .. })));
-}
-
-#[test]
-fn a_link_takes_the_place_of_a_pods_filter_and_a_release_leaves_neither() {
-    if !runs() {
-        return;
-    }
-    for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
-        let kernel = world.open();
-        let a = capture(&kernel, &world.a, A, &strict());
-        assert_eq!(
-            (has_clsact(&world), guard_links(&world)),
-            (true, 0),
-            "{guard:?}: at first"
-        );
-        for _ in 0..2 {
-            guard.link(&kernel, a.number, &world.a);
-        }
-        let is_linked = guard == Guard::Linked;
-        assert_eq!(
-            (has_clsact(&world), guard_links(&world)),
-            (!is_linked, usize::from(is_linked)),
-            "{guard:?}"
-        );
-        // The next daemon finds either, and keeps it.
-        drop(kernel);
-        let kernel = Kernel::open(&world.config).unwrap();
-        let _listeners = listen(&kernel, a.number, &world.a);
-        kernel.attach_pod(a.number, &world.a).unwrap();
-        assert_eq!(
-            (has_clsact(&world), guard_links(&world)),
-            (!is_linked, usize::from(is_linked)),
-            "{guard:?}, the next daemon"
-        );
-        kernel.stop_steering(a.number).unwrap();
-        kernel.detach_pod(a.number, Some(&world.a)).unwrap();
-        assert_eq!(
-            (has_clsact(&world), guard_links(&world)),
-            (false, 0),
-            "{guard:?}: released"
-        );
-    }
-}
-
-#[test]
-fn a_filter_of_somebody_else_stays_with_its_qdisc() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
-    let kernel = world.open();
-    world.shell(
-        "tc -n $P-a qdisc add dev eth0 clsact && tc -n $P-a filter add dev eth0 ingress bpf bytecode '1,6 0 0 0'",
-    );
-    let a = capture(&kernel, &world.a, A, &strict());
-    kernel.link_guards(a.number, &world.a).unwrap();
-    kernel.stop_steering(a.number).unwrap();
-    kernel.detach_pod(a.number, Some(&world.a)).unwrap();
-    let filters = world.output("tc -n $P-a filter show dev eth0 ingress");
-    assert!(filters.contains("bytecode"), "{filters:?}");
-    assert_eq!(world.output("tc -n $P-a filter show dev eth0 egress").trim(), "");
-}
-
-fn has_clsact(world: &World) -> bool {
-    world.output("tc -n $P-a qdisc show dev eth0").contains("clsact")
-}
-
-fn guard_links(world: &World) -> usize {
-    let is_guard = |path: &PathBuf| {
-        path.file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("guard"))
-    };
-    links(world).iter().filter(|path| is_guard(path)).count()
 }

@@ -282,65 +282,6 @@ fn a_socket_that_was_refused_may_dial_something_outside_the_mesh() {
 }
 
 #[test]
-fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed() {
-    if !runs() {
-        return;
-    }
-    for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
-        let kernel = world.open();
-        let a = capture(&kernel, &world.a, A, &PERMISSIVE);
-        guard.link(&kernel, a.number, &world.a);
-        for (peer, family) in B.into_iter().zip(["-4", "-6"]) {
-            serve(&world.b, peer, 8080);
-            let mut stream = world
-                .a
-                .run(|| TcpStream::connect_timeout(&at(peer, 8080), DEADLINE))
-                .unwrap()
-                .unwrap();
-            answer(&stream).unwrap();
-            let before = count(&kernel, Reason::MarkedPacketLeaving);
-            world.shell(&format!("ip -n $P-a {family} rule del pref 2 fwmark 0x111"));
-            stream.write_all(b"secret").unwrap();
-            eventually("the guard drops it", || {
-                count(&kernel, Reason::MarkedPacketLeaving) > before
-            });
-        }
-    }
-}
-
-#[test]
-fn the_guard_is_put_on_interfaces_that_appear_later() {
-    if !runs() {
-        return;
-    }
-    for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
-        let kernel = world.open();
-        let a = capture(&kernel, &world.a, A, &PERMISSIVE);
-        world.shell("ip -n $P-a link add late type veth peer name late-peer && ip -n $P-a link set late-peer up && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
-        for _ in 0..2 {
-            kernel.guard_interface(a.number, &world.a, "late").unwrap();
-            kernel.guard_interface(a.number, &world.a, "never-there").unwrap();
-            guard.link(&kernel, a.number, &world.a);
-        }
-        // Marked, and routed to the device by somebody's rule before ours.
-        world.shell("ip -n $P-a rule add pref 0 to 192.0.2.2 lookup main && ip -n $P-a neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev late");
-        let socket = world
-            .a
-            .run(|| Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap())
-            .unwrap();
-        socket.set_mark(warren::net::marks::STEER).unwrap();
-        let _ = socket.send_to(b"x", &at("192.0.2.2", 9).into());
-        eventually("the guard drops it", || {
-            count(&kernel, Reason::MarkedPacketLeaving) == 1
-        });
-    }
-}
-
-#[test]
 fn a_full_map_never_lets_mesh_traffic_out() {
     if !runs() {
         return;

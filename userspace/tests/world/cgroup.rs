@@ -34,7 +34,7 @@ impl Drop for Membership {
     }
 }
 
-pub fn cgroup2_root() -> PathBuf {
+fn cgroup2_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     mounts
         .lines()

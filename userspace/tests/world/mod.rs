@@ -2,13 +2,12 @@
 //! has namespaces and a pin directory of its own; all worlds of a test process share one cgroup.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses a part")]
 
 mod cgroup;
 mod guard;
 mod talk;
 
-pub use cgroup::cgroup2_root;
 pub use guard::Guard;
 pub use talk::*;
 
@@ -218,6 +217,28 @@ impl World {
 
     pub fn cgroup(&self) -> &Path {
         self.config.cgroup.as_deref().unwrap()
+    }
+
+    /// Where the layout of this daemon is pinned.
+    pub fn pins(&self) -> PathBuf {
+        self.config.pin_dir.join("v1")
+    }
+
+    /// Every pin but the maps.
+    pub fn links(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.pins().join("links"), self.pins().join("pods")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found.sort();
+        found
     }
 
     /// Opens the kernel side and tells it of A, B and the ranges.
