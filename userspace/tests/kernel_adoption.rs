@@ -23,10 +23,7 @@ fn child_that_captures_a() {
 
 #[test]
 fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let mut daemon = world.spawn("child_that_captures_a", world.cgroup());
     let number = daemon.said("captured: ");
     for (own, peer) in A.into_iter().zip(B) {
@@ -76,10 +73,7 @@ fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
 
 #[test]
 fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let first = world.open();
     let a = capture(&first, &world.a, A, &strict());
     let links_before = world.links();
@@ -122,10 +116,7 @@ fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
 
 #[test]
 fn pins_of_a_namespace_that_is_gone_are_removed_at_the_next_start() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     let mut daemon = world.spawn("child_that_captures_a", world.cgroup());
     daemon.said("captured: ");
     daemon.kill();
@@ -141,10 +132,7 @@ fn pins_of_a_namespace_that_is_gone_are_removed_at_the_next_start() {
 
 #[test]
 fn a_pod_that_was_not_steered_yet_when_the_daemon_ended_is_left_alone() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let number = kernel.number_for(world.a.cookie()).unwrap();
     kernel.set_policy(number, &strict()).unwrap();
@@ -161,10 +149,7 @@ fn a_pod_that_was_not_steered_yet_when_the_daemon_ended_is_left_alone() {
 
 #[test]
 fn what_another_layout_left_pinned_is_removed_and_nothing_else() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &strict());
     let own = world.links();
@@ -181,10 +166,7 @@ fn what_another_layout_left_pinned_is_removed_and_nothing_else() {
 
 #[test]
 fn a_map_that_is_pinned_keeps_its_size_and_its_entries() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     world.config.sizes.workloads = 4;
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
@@ -209,10 +191,7 @@ fn a_map_that_is_pinned_keeps_its_size_and_its_entries() {
 
 #[test]
 fn what_cannot_be_opened_is_named() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let mut config = world.config.clone();
     config.cgroup = Some("/nowhere".into());
     assert!(matches!(Kernel::open(&config), Err(OpenError::Cgroup { .. })));

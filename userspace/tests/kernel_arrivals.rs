@@ -37,10 +37,7 @@ fn deliver(namespace: &Namespace, client: &str, application: SocketAddr) -> io::
 
 #[test]
 fn the_daemons_delivery_reaches_the_application_under_strict_and_shows_the_client() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &strict());
     serve(&world.a, "::", 8080);
@@ -56,10 +53,7 @@ fn the_daemons_delivery_reaches_the_application_under_strict_and_shows_the_clien
 
 #[test]
 fn plaintext_is_dropped_under_strict_and_handed_to_the_daemon_else() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &strict());
     for own in A {
@@ -76,10 +70,7 @@ fn plaintext_is_dropped_under_strict_and_handed_to_the_daemon_else() {
 
 #[test]
 fn a_ports_own_mode_counts_more_than_the_pods() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let policy = PodPolicy {
         port_modes: vec![(8080, PlaintextMode::Permissive)],
@@ -103,10 +94,7 @@ fn a_ports_own_mode_counts_more_than_the_pods() {
 
 #[test]
 fn hbone_reaches_the_daemon_even_where_an_application_has_its_port() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     for own in A {
         serve(&world.a, own, 15008);
@@ -124,10 +112,7 @@ fn hbone_reaches_the_daemon_even_where_an_application_has_its_port() {
 
 #[test]
 fn with_the_daemon_gone_plaintext_passes_only_where_no_policy_restricts_it() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     close(a.listeners);
@@ -162,10 +147,7 @@ fn child_that_dials_from_the_nodes_namespace() {
 
 #[test]
 fn the_nodes_own_processes_pass_under_strict_and_containers_on_its_network_do_not() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     let kubepods = world.cgroup().join(format!("{}-kubepods", world.name()));
     let container = kubepods.join("besteffort");
     fs::create_dir_all(&container).unwrap();
@@ -242,10 +224,7 @@ fn close_first(listeners: &[std::net::TcpListener]) {
 
 #[test]
 fn a_client_that_reuses_its_port_after_we_closed_first_connects_at_once_in_both_directions() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let number = kernel.number_for(world.a.cookie()).unwrap();
     kernel.set_policy(number, &PERMISSIVE).unwrap();
@@ -268,10 +247,7 @@ fn a_client_that_reuses_its_port_after_we_closed_first_connects_at_once_in_both_
 
 #[test]
 fn under_syn_cookies_nothing_reaches_the_application_past_policy() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     world.shell("ip netns exec $P-a sysctl -qw net.ipv4.tcp_syncookies=2");
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
@@ -293,10 +269,7 @@ fn under_syn_cookies_nothing_reaches_the_application_past_policy() {
 
 #[test]
 fn a_connection_open_before_the_pod_was_captured_goes_on() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let mut open = Vec::new();
     for (own, peer) in A.into_iter().zip(B) {

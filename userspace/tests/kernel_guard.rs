@@ -11,12 +11,8 @@ use world::*;
 
 #[test]
 fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed() {
-    if !runs() {
-        return;
-    }
     for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
+        let Some(world) = World::guarded_by(guard) else { return };
         let kernel = world.open();
         let a = capture(&kernel, &world.a, A, &PERMISSIVE);
         guard.link(&kernel, a.number, &world.a);
@@ -40,12 +36,8 @@ fn an_open_steered_connection_does_not_go_on_in_the_clear_when_a_rule_is_flushed
 
 #[test]
 fn the_guard_is_put_on_interfaces_that_appear_later() {
-    if !runs() {
-        return;
-    }
     for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
+        let Some(world) = World::guarded_by(guard) else { return };
         let kernel = world.open();
         let a = capture(&kernel, &world.a, A, &PERMISSIVE);
         world.shell("ip -n $P-a link add late type veth peer name late-peer && ip -n $P-a link set late-peer up && ip -n $P-a link set late up && ip -n $P-a addr add 192.0.2.1/24 dev late");
@@ -70,12 +62,8 @@ fn the_guard_is_put_on_interfaces_that_appear_later() {
 
 #[test]
 fn a_link_takes_the_place_of_a_pods_filter_and_a_release_leaves_neither() {
-    if !runs() {
-        return;
-    }
     for guard in Guard::ALL {
-        let mut world = World::new();
-        guard.configure(&mut world.config);
+        let Some(world) = World::guarded_by(guard) else { return };
         let kernel = world.open();
         let a = capture(&kernel, &world.a, A, &strict());
         assert_eq!(
@@ -114,10 +102,7 @@ fn a_link_takes_the_place_of_a_pods_filter_and_a_release_leaves_neither() {
 
 #[test]
 fn a_filter_of_somebody_else_stays_with_its_qdisc() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     world.shell(
         "tc -n $P-a qdisc add dev eth0 clsact && tc -n $P-a filter add dev eth0 ingress bpf bytecode '1,6 0 0 0'",
@@ -133,11 +118,9 @@ fn a_filter_of_somebody_else_stays_with_its_qdisc() {
 
 #[test]
 fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
-    if !runs() {
+    let Some(world) = World::guarded_by(Guard::Filter) else {
         return;
-    }
-    let mut world = World::new();
-    Guard::Filter.configure(&mut world.config);
+    };
     let filters = |world: &World| {
         let shown = world.output("tc -n $P-a filter show dev eth0 egress");
         shown.matches("handle 0x5752").count()

@@ -15,10 +15,7 @@ use world::*;
 
 #[test]
 fn a_call_to_a_workload_of_the_mesh_reaches_the_daemon_with_its_destination() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
     for peer in B {
@@ -31,10 +28,7 @@ fn a_call_to_a_workload_of_the_mesh_reaches_the_daemon_with_its_destination() {
 
 #[test]
 fn an_address_of_the_cluster_that_nobody_knows_is_steered_and_the_world_outside_is_not() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
     for (nobody, node) in NOBODY.into_iter().zip(NODE) {
@@ -48,10 +42,7 @@ fn an_address_of_the_cluster_that_nobody_knows_is_steered_and_the_world_outside_
 
 #[test]
 fn a_workload_outside_the_mesh_is_reached_directly_daemon_or_not() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     for peer in B {
         kernel.upsert_workload(ip(peer), WorkloadEntry::OUTSIDE).unwrap();
@@ -69,10 +60,7 @@ fn a_workload_outside_the_mesh_is_reached_directly_daemon_or_not() {
 
 #[test]
 fn a_service_is_steered_refused_or_left_alone_by_what_stands_behind_it() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
     for vip in VIP {
@@ -94,10 +82,7 @@ fn a_service_is_steered_refused_or_left_alone_by_what_stands_behind_it() {
 
 #[test]
 fn with_the_daemon_gone_mesh_connections_are_refused_at_once_and_others_go_on() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     close(a.listeners);
@@ -120,10 +105,7 @@ fn with_the_daemon_gone_mesh_connections_are_refused_at_once_and_others_go_on() 
 /// The second line behind the refusal at connect: a marked packet that no listener of the daemon waits for.
 #[test]
 fn what_turns_round_without_a_daemon_never_reaches_the_pods_own_wildcard_listener() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     close(a.listeners);
@@ -151,10 +133,7 @@ fn what_turns_round_without_a_daemon_never_reaches_the_pods_own_wildcard_listene
 
 #[test]
 fn nobody_dials_the_daemons_listeners() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     let ports = a.listeners.ports;
@@ -170,10 +149,7 @@ fn nobody_dials_the_daemons_listeners() {
 
 #[test]
 fn a_pod_reaches_itself() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &strict());
     serve(&world.a, "::", 8080);
@@ -190,10 +166,7 @@ fn a_pod_reaches_itself() {
 
 #[test]
 fn a_socket_bound_to_a_device_is_steered_all_the_same() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
     for peer in B {
@@ -234,10 +207,7 @@ fn child_that_dials_bound_to_a_device_without_privileges() {
 
 #[test]
 fn a_socket_that_may_not_leave_its_device_does_not_leave_the_pod_either() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let _a = capture(&kernel, &world.a, A, &PERMISSIVE);
     for peer in B {
@@ -258,10 +228,7 @@ fn a_socket_that_may_not_leave_its_device_does_not_leave_the_pod_either() {
 
 #[test]
 fn a_socket_that_was_refused_may_dial_something_outside_the_mesh() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &PERMISSIVE);
     close(a.listeners);
@@ -283,10 +250,7 @@ fn a_socket_that_was_refused_may_dial_something_outside_the_mesh() {
 
 #[test]
 fn a_full_map_never_lets_mesh_traffic_out() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     world.config.sizes.workloads = 2;
     let kernel = Kernel::open(&world.config).unwrap();
     kernel.sync_ranges(&ranges()).unwrap();
@@ -312,10 +276,7 @@ fn a_full_map_never_lets_mesh_traffic_out() {
 
 #[test]
 fn a_released_pods_new_connections_are_its_own_again_and_its_open_ones_go_on() {
-    if !runs() {
-        return;
-    }
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let kernel = world.open();
     let a = capture(&kernel, &world.a, A, &strict());
     serve(&world.a, A[0], 8080);
@@ -358,10 +319,7 @@ impl Write for Lines {
 
 #[tokio::test]
 async fn with_trace_on_every_decision_is_a_line_with_its_reason() {
-    if !runs() {
-        return;
-    }
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     world.config.trace = true;
     let kernel = world.open();
     let lines = Lines::default();

@@ -42,7 +42,7 @@ pub const VIP: [&str; 2] = ["10.96.0.10", "fd96::10"];
 pub const NODE: [&str; 2] = ["169.254.1.1", "fd00::1"];
 
 /// True if the test may run; says why not otherwise.
-pub fn runs() -> bool {
+fn runs() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
         eprintln!("SKIPPED: needs root, for network namespaces and kernel programs");
@@ -105,7 +105,11 @@ impl Drop for Helper {
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 impl World {
-    pub fn new() -> Self {
+    /// `None`: the test may not run, and why has been said.
+    pub fn new() -> Option<Self> {
+        if !runs() {
+            return None;
+        }
         let name = format!(
             "warren-test-{}-{}",
             std::process::id(),
@@ -144,7 +148,14 @@ impl World {
             done"#;
         shell(&name, script);
         let path = cgroup.path.clone();
-        Self::at(name, path, Some(cgroup))
+        Some(Self::at(name, path, Some(cgroup)))
+    }
+
+    /// A world whose pods are guarded in one of the ways there are.
+    pub fn guarded_by(guard: Guard) -> Option<Self> {
+        let mut world = Self::new()?;
+        guard.configure(&mut world.config);
+        Some(world)
     }
 
     /// The world that the parent of this process made.
