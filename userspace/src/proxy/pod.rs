@@ -62,6 +62,8 @@ pub(super) struct Pod {
     pub(super) namespace: Namespace,
     ports: PodPorts,
     pub(super) connections: Arc<PodConnections>,
+    /// Connections of peers, which bring tunnels.
+    callers: Arc<PodConnections>,
     pub(super) pool: Pool,
     pub(super) tasks: Shutdown,
     /// The pod as it was last seen: it may leave the snapshot before its connections end.
@@ -111,6 +113,10 @@ pub fn spawn_pod(
     };
     let pod = Arc::new(Pod {
         connections: context.connections.of(&uid, context.settings.connections_per_pod),
+        callers: context.connections.of(
+            &WorkloadUid(format!("{uid} (HBONE)").into()),
+            context.settings.hbone_connections_per_pod,
+        ),
         pool: Pool::new(dial, Arc::clone(&context.settings.hbone), tasks.clone()),
         context: Arc::clone(context),
         namespace,
@@ -153,14 +159,9 @@ pub fn spawn_pod(
             pod.spawn_bounded("plaintext connection", socket, from, plaintext::serve);
         });
     }
-    let callers = context.connections.of(
-        &WorkloadUid(format!("{} (HBONE)", pod.uid).into()),
-        context.settings.hbone_connections_per_pod,
-    );
     for listener in hbone {
-        let callers = Arc::clone(&callers);
-        pod.serve(listener, "HBONE listener", &pod.stop_hbone, move |pod, socket, from| {
-            let Some(room) = callers.room() else {
+        pod.serve(listener, "HBONE listener", &pod.stop_hbone, |pod, socket, from| {
+            let Some(room) = pod.callers.room() else {
                 tracing::debug!(pod = %pod.uid, %from, "too many HBONE connections");
                 return net::abort(socket);
             };
@@ -281,7 +282,7 @@ impl Pod {
         loop {
             tokio::select! {
                 changed = snapshots.changed() => if changed.is_err() { return },
-                // Held until the last connection is gone: its policy may still change.
+                // Followed until the last connection is gone: its policy may still change.
                 () = self.gone() => return,
             }
             let new = Arc::clone(&snapshots.borrow_and_update());
@@ -300,9 +301,10 @@ impl Pod {
 
     async fn gone(&self) {
         tokio::select! {
-            () = self.stop.cancelled() => {}
+            () = self.stop_hbone.cancelled() => {}
             () = self.tasks.draining() => {}
         }
+        self.callers.empty().await;
         self.connections.empty().await;
     }
 

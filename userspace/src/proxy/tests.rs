@@ -391,6 +391,29 @@ async fn a_released_pod_ends_its_connections_after_the_deadline() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_comes_after_a_pod_has_left_is_closed_when_policy_forbids_it() {
+    let Some(mut nodes) = two_nodes("late tunnel").await else {
+        return;
+    };
+    let listener = nodes.listen(7001);
+    // Its peer has a connection to it, and the pod has nothing open.
+    drop(nodes.connection(&listener).await);
+    nodes.nothing_is_open().await;
+    let server = nodes.handles.remove(1);
+    let (deadline, linger) = (Duration::from_secs(60), Duration::from_secs(60));
+    let lingering = tokio::spawn(server.release(deadline, linger));
+    // Enough for whoever follows policy to see that nothing is open.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (mut client, server) = nodes.connection(&listener).await;
+    eventually("the tunnel stands", || !nodes.server_side.connections.is_empty()).await;
+    nodes.policy(Authorization::unreadable("shop".into(), "nobody".into()));
+    assert_eq!(ending(&mut client).await, Err(ErrorKind::ConnectionReset));
+    drop((client, server));
+    nodes.nothing_is_open().await;
+    lingering.abort();
+}
+
+#[tokio::test]
 async fn a_pod_has_no_more_connections_than_its_settings_say() {
     let settings = ProxySettings {
         connections_per_pod: 2,
