@@ -18,3 +18,5 @@ pub mod net;
 pub mod proxy;
 pub mod shutdown;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

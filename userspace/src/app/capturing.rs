@@ -156,15 +156,14 @@ mod tests {
         handover::{Door, FromSuccessor, Link, LinkError},
         mesh::MeshSnapshot,
         net::testing::pod_namespace,
+        testing::{DEADLINE, eventually},
     };
     use std::{
         os::fd::{AsFd, AsRawFd},
         path::PathBuf,
-        time::{Duration, Instant},
+        time::Duration,
     };
     use tokio::sync::watch;
-
-    const DEADLINE: Duration = Duration::from_secs(30);
 
     /// Capture of one pod, with a tenure that another daemon gave.
     struct Scene {
@@ -229,11 +228,7 @@ mod tests {
         }
 
         async fn until_nobody_owns(&self) {
-            let begun = Instant::now();
-            while self.is_owned() {
-                assert!(begun.elapsed() < DEADLINE, "somebody owns the node still");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            eventually("nobody owns the node", || !self.is_owned()).await;
         }
     }
 

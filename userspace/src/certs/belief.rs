@@ -89,11 +89,11 @@ impl TrustWatch {
 mod tests {
     use super::super::testing::{Ca, leaf_params, trust};
     use super::*;
+    use crate::testing::within;
     use futures::FutureExt;
     use rcgen::KeyPair;
 
     const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
-    const PATIENCE: Duration = Duration::from_secs(15);
 
     fn proof(ca: &Ca, life: Duration) -> Proof {
         let mut params = leaf_params(ID);
@@ -117,7 +117,7 @@ mod tests {
         assert_eq!((&mut distrust).now_or_never(), None, "both roots are trusted");
         let mut of_renewed = Box::pin(watch.distrust(renewed));
         bundle.send_replace(Some(trust(&[&new], &domains)));
-        let why = tokio::time::timeout(PATIENCE, distrust).await.unwrap();
+        let why = within("distrust", distrust).await;
         assert_eq!(why, Distrust::Rejected(PeerRejected::UnknownIssuer));
         assert_eq!((&mut of_renewed).now_or_never(), None);
         drop(bundle);
@@ -131,7 +131,7 @@ mod tests {
         let proof = proof(&ca, Duration::from_secs(2));
         let left = proof.left(SystemTime::now());
         assert!(left > Duration::ZERO && left <= Duration::from_secs(2), "{left:?}");
-        let why = tokio::time::timeout(PATIENCE, TrustWatch::new(watch).distrust(proof)).await;
-        assert_eq!(why.unwrap(), Distrust::Expired);
+        let why = within("distrust", TrustWatch::new(watch).distrust(proof)).await;
+        assert_eq!(why, Distrust::Expired);
     }
 }

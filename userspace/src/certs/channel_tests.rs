@@ -9,23 +9,19 @@ use super::{
     key::DaemonKey,
     store::Issue,
 };
-use crate::telemetry::CaOutcome;
+use crate::{
+    telemetry::CaOutcome,
+    testing::{eventually, within},
+};
 use futures::{FutureExt, future::join_all};
 use rustls_pki_types::UnixTime;
-use std::{
-    fs,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tempfile::TempDir;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tonic::Code;
-
-const DEADLINE: Duration = Duration::from_secs(15);
 
 /// A CA, and a client of it whose channels are offered for so long.
 struct World {
@@ -74,14 +70,6 @@ impl World {
     }
 }
 
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < DEADLINE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test]
 async fn calls_that_come_close_together_share_one_connection() {
     let world = World::start(HOUR).await;
@@ -104,13 +92,15 @@ async fn a_channel_is_offered_for_a_while_and_ends_after_its_last_call() {
         answer = &mut long => panic!("answered: {answer:?}"),
         () = eventually("the call is under way", || world.ca.counts().asked == 1) => {}
     }
-    let (begin, mut others) = (Instant::now(), Vec::new());
-    while world.ca.counts().accepted < 2 {
-        assert!(begin.elapsed() < DEADLINE, "the first channel is still offered");
-        let mut other = Box::pin(world.issue());
-        assert!(timeout(Duration::from_millis(10), &mut other).await.is_err());
-        others.push(other);
-    }
+    let mut others = Vec::new();
+    within("the first channel is no longer offered", async {
+        while world.ca.counts().accepted < 2 {
+            let mut other = Box::pin(world.issue());
+            assert!(timeout(Duration::from_millis(10), &mut other).await.is_err());
+            others.push(other);
+        }
+    })
+    .await;
     assert_eq!(world.ca.counts().ended, 0, "closed in the middle of a call");
     world.now(Conduct::Sign);
     long.await.unwrap();
@@ -131,14 +121,9 @@ async fn a_ca_that_closes_its_connections_or_starts_anew_between_two_calls_is_no
     world.issue().await.unwrap();
     let address = world.ca.address.to_string();
     drop(world.ca);
-    let starting = async {
-        let start = Instant::now();
-        while TcpStream::connect(&address).await.is_ok() {
-            assert!(start.elapsed() < DEADLINE);
-        }
-        Ca::start(&world.authority, &address).await
-    };
-    world.ca = starting.await;
+    let gone = async { while TcpStream::connect(&address).await.is_ok() {} };
+    within("the CA is gone", gone).await;
+    world.ca = Ca::start(&world.authority, &address).await;
     world.issue().await.unwrap();
     assert_eq!(world.ca.counts().accepted, 1);
 }
@@ -258,8 +243,7 @@ async fn who_waits_for_one_attempt_shares_its_failure_and_the_next_one_dials_ane
     assert!(errors.iter().all(|error| Arc::ptr_eq(error, &errors[0])));
     assert!(listener.accept().now_or_never().is_none(), "dialled more than once");
 
-    let accepted = timeout(DEADLINE, listener.accept().map(|accepted| drop(accepted.unwrap())));
-    let (next, accepted) = tokio::join!(channels.get(root.as_bytes()), accepted);
-    accepted.expect("nobody dialled");
+    let accepted = listener.accept().map(|accepted| drop(accepted.unwrap()));
+    let (next, ()) = tokio::join!(channels.get(root.as_bytes()), within("somebody dials", accepted));
     assert!(!Arc::ptr_eq(&next.err().unwrap(), &errors[0]));
 }

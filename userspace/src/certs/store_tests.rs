@@ -11,6 +11,7 @@ use super::{
 use crate::{
     mesh::{SpiffeId, TrustDomain},
     telemetry::CaOutcome,
+    testing::{DEADLINE, eventually},
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
@@ -22,12 +23,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-const DEADLINE: Duration = Duration::from_secs(60);
 /// What certificates live that are to be renewed or to expire within a test: long beside what a machine may stand still.
 const SHORT_LIFE: Duration = Duration::from_secs(20);
 
@@ -142,14 +142,6 @@ impl Node {
 
     async fn serial(&self, id: &SpiffeId) -> String {
         self.store.get(id).await.unwrap().serial().to_owned()
-    }
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < DEADLINE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -16,19 +16,15 @@ use crate::{
         MeshSnapshot, SpiffeId, Workload, WorkloadUid,
         workload::{Locality, Protocol},
     },
+    testing::{eventually, within},
 };
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls_pki_types::UnixTime;
-use std::{
-    collections::BTreeMap,
-    fs,
-    time::{Instant, SystemTime},
-};
+use std::{collections::BTreeMap, fs, time::SystemTime};
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::timeout};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch};
 use tonic::Code;
 
-const DEADLINE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn id(account: &str) -> SpiffeId {
@@ -202,14 +198,6 @@ fn leaf_lifetime(chain: &[String]) -> i64 {
     let (_, pem) = x509_parser::pem::parse_x509_pem(chain[0].as_bytes()).unwrap();
     let leaf = pem.parse_x509().unwrap();
     leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp()
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < DEADLINE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test]
@@ -442,7 +430,7 @@ async fn a_request_beyond_its_bound_is_refused_and_the_next_one_served() {
 async fn a_client_that_says_nothing_is_disconnected() {
     let world = World::start().await;
     let mut silent = TcpStream::connect(world.controller.local_address()).await.unwrap();
-    let read = timeout(DEADLINE, silent.read(&mut [0])).await.expect("still connected");
+    let read = within("it is disconnected", silent.read(&mut [0])).await;
     assert!(matches!(read, Ok(0) | Err(_)));
     assert_eq!(world.issue("token-a", &id("web")).await, Ok(()));
 }

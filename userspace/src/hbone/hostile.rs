@@ -1,6 +1,7 @@
 //! Peers that do what they should not, spoken to a real server with a client of their own.
 
 use super::{testing::*, *};
+use crate::testing::{eventually, within};
 use h2::{Reason, client::SendRequest};
 use http::{Method, Request as HttpRequest, StatusCode};
 use rstest::rstest;

@@ -7,6 +7,7 @@ use crate::{
     certs::{Svid, Trust, TrustBundle, TrustWatch},
     mesh::{SpiffeId, TrustDomain},
     shutdown::Shutdown,
+    testing::within,
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,7 +17,7 @@ use rcgen::{
 };
 use rustls_pki_types::PrivateKeyDer;
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc,
@@ -28,25 +29,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
 };
-
-/// What every wait of a test is bounded by.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what} did not happen within {PATIENCE:?}"),
-    }
-}
-
-pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    within(what, async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
 
 pub(crate) fn spiffe(account: &str) -> SpiffeId {
     SpiffeId::parse(&format!("spiffe://cluster.local/ns/shop/sa/{account}")).unwrap()

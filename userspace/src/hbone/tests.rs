@@ -4,6 +4,7 @@ use super::{testing::*, *};
 use crate::{
     certs::{Distrust, PeerRejected},
     shutdown::Drained,
+    testing::{DEADLINE, eventually, within},
 };
 use rstest::rstest;
 use std::{
@@ -321,7 +322,7 @@ async fn a_draining_server_finishes_its_tunnels_and_takes_no_more() {
     send(&mut tunnel, b"before").await.unwrap();
     receive_exactly(&mut tunnel, 6).await;
     let tasks = pods.tasks.clone();
-    let drained = tokio::spawn(async move { tasks.drain(PATIENCE).await });
+    let drained = tokio::spawn(async move { tasks.drain(DEADLINE).await });
     // After GOAWAY the pool dials anew, and nobody listens any more.
     within("GOAWAY", async {
         loop {

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     certs::CertStore,
-    hbone::testing::{Authority, PATIENCE, eventually, spiffe},
+    hbone::testing::{Authority, spiffe},
     mesh::{
         MeshSnapshot, Workload, WorkloadUid,
         policy::{Authorization, PeerAuth},
@@ -13,6 +13,7 @@ use crate::{
     net::{Namespace, PodListeners, PodPorts, testing::ip},
     shutdown::Shutdown,
     telemetry::{Metrics, Place},
+    testing::{eventually, within},
 };
 use nix::sched::{CloneFlags, unshare};
 use std::{
@@ -216,18 +217,13 @@ impl TwoNodes {
     pub(super) async fn dial(&self, port: u16) -> std::io::Result<TcpStream> {
         let socket = self.client.run(TcpSocket::new_v4).unwrap().unwrap();
         let connect = socket.connect(SocketAddr::new(SERVER.parse().unwrap(), port));
-        tokio::time::timeout(PATIENCE, connect)
-            .await
-            .expect("an answer to connect")
+        within("an answer to connect", connect).await
     }
 
     pub(super) async fn connection(&self, listener: &TcpListener) -> (TcpStream, TcpStream) {
         let port = listener.local_addr().unwrap().port();
         let client = self.dial(port).await.unwrap();
-        let (server, from) = tokio::time::timeout(PATIENCE, listener.accept())
-            .await
-            .expect("a connection")
-            .unwrap();
+        let (server, from) = within("a connection", listener.accept()).await.unwrap();
         assert_eq!(
             from.ip(),
             CLIENT.parse::<IpAddr>().unwrap(),

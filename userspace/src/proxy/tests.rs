@@ -2,9 +2,9 @@
 
 use super::{testing::*, *};
 use crate::{
-    hbone::testing::{eventually, within},
     mesh::policy::{Authorization, PeerAuth},
     shutdown::Drained,
+    testing::{eventually, within},
 };
 use std::{future::Future, io::ErrorKind, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{

@@ -7,10 +7,9 @@ use crate::mesh::{
     fixtures::ip,
     policy::{self, Facts, MutualTls},
 };
+use crate::testing::DEADLINE;
 use std::{fs, io::Write, os::unix::fs::symlink, time::Instant};
 use tempfile::TempDir;
-
-const DEADLINE: Duration = Duration::from_secs(60);
 
 const BASE: &str = "
 apiVersion: v1
