@@ -3,6 +3,7 @@
 
 mod archive;
 mod contents;
+mod cross;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,8 @@ use crate::{programs, run, setup, tree};
 use archive::Image;
 use contents::Contents;
 
+pub(crate) use cross::tool as cross_tool;
+
 /// The image's name without its tag: the one that the Helm chart has.
 const REPOSITORY: &str = "warren.mesh/warren";
 
@@ -21,16 +24,20 @@ const REPOSITORY: &str = "warren.mesh/warren";
 pub(crate) struct Architecture {
     pub(crate) image: &'static str,
     pub(crate) rust: &'static str,
+    /// `e_machine` of its programs.
+    elf: u16,
 }
 
 const ARCHITECTURES: [Architecture; 2] = [
     Architecture {
         image: "amd64",
         rust: "x86_64",
+        elf: 62,
     },
     Architecture {
         image: "arm64",
         rust: "aarch64",
+        elf: 183,
     },
 ];
 
@@ -41,6 +48,16 @@ impl Architecture {
             .into_iter()
             .find(|architecture| triple.starts_with(architecture.rust))
             .with_context(|| format!("no image is built on {triple}; use a machine of amd64 or arm64"))
+    }
+
+    /// Which one a program is built for.
+    fn of_program(binary: &Path) -> Result<Self> {
+        let bytes = std::fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
+        let machine = contents::machine(&bytes).with_context(|| binary.display().to_string())?;
+        ARCHITECTURES
+            .into_iter()
+            .find(|architecture| architecture.elf == machine)
+            .with_context(|| format!("{} is for neither amd64 nor arm64", binary.display()))
     }
 
     pub(crate) fn triple(self) -> String {
@@ -85,7 +102,16 @@ pub(crate) fn build(arguments: &[String]) -> Result<()> {
     let tag = options.tag.clone().unwrap_or_else(|| tree::version().to_owned());
     let host = Architecture::of_host()?;
     if let Some(binary) = &options.binary {
-        let archive = write(binary, options.architecture.unwrap_or(host), &tag)?;
+        let architecture = Architecture::of_program(binary)?;
+        if let Some(asked) = options.architecture.filter(|asked| *asked != architecture) {
+            bail!(
+                "{} is for {}, not for {}",
+                binary.display(),
+                architecture.image,
+                asked.image
+            );
+        }
+        let archive = write(binary, architecture, &tag)?;
         run::print(&format!("{}\n", archive.display()));
         return Ok(());
     }
@@ -95,13 +121,12 @@ pub(crate) fn build(arguments: &[String]) -> Result<()> {
             continue;
         }
         if architecture != host
-            && let Some(lack) = lack(architecture)?
+            && let Err(lack) = cross::check(architecture)
         {
-            let said = format!("no image for {}: {lack}", architecture.image);
             if options.architecture.is_some() {
-                bail!(said);
+                return Err(lack);
             }
-            run::say(&said);
+            run::say(&format!("{lack:#}"));
             continue;
         }
         let archive = write(&programs::build_static(architecture)?, architecture, &tag)?;
@@ -115,34 +140,13 @@ pub(crate) fn of_binary(binary: &Path, tag: &str) -> Result<PathBuf> {
     write(binary, Architecture::of_host()?, tag)
 }
 
-/// What this machine lacks to build for an architecture that is not its own.
-fn lack(other: Architecture) -> Result<Option<String>> {
-    let compiler = cross_tool(other, "gcc");
-    if tree::find(&compiler).is_none() {
-        return Ok(Some(format!(
-            "there is no {compiler} (apt-get install gcc-{}-linux-gnu)",
-            other.rust
-        )));
-    }
-    let library = tree::sysroot()?.join("lib/rustlib").join(other.triple());
-    if !library.is_dir() {
-        let triple = other.triple();
-        return Ok(Some(format!(
-            "Rust's own library for it is not there (rustup target add {triple})"
-        )));
-    }
-    Ok(None)
-}
-
-/// A tool of the cross toolchain, as Debian names it.
-pub(crate) fn cross_tool(architecture: Architecture, tool: &str) -> String {
-    format!("{}-linux-gnu-{tool}", architecture.rust)
-}
-
 fn write(binary: &Path, architecture: Architecture, tag: &str) -> Result<PathBuf> {
     let folder = tree::target().join("image");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let contents = Contents::around(&stripped(binary, architecture, &folder)?)?;
+    let contents = Contents::around(
+        &stripped(binary, architecture, &folder)?,
+        Architecture::of_host()? == architecture,
+    )?;
     let image = Image {
         reference: format!("{REPOSITORY}:{tag}"),
         architecture: architecture.image,
@@ -161,15 +165,17 @@ fn write(binary: &Path, architecture: Architecture, tag: &str) -> Result<PathBuf
 
 /// The binary without debugging information, which is most of its size; names of functions stay.
 fn stripped(binary: &Path, architecture: Architecture, folder: &Path) -> Result<PathBuf> {
-    let own = Architecture::of_host()? == architecture;
-    let strip = if own {
-        "strip".to_owned()
+    let (strip, otherwise) = if Architecture::of_host()? == architecture {
+        ("strip".to_owned(), "there is no strip: it comes with gcc".to_owned())
     } else {
-        cross_tool(architecture, "strip")
+        (
+            cross_tool(architecture, "strip"),
+            cross::missing_tool(architecture, "strip"),
+        )
     };
     let result = folder.join("warren");
     run::run(
-        Command::new(tree::find(&strip).with_context(|| format!("there is no {strip}: it comes with gcc"))?)
+        Command::new(tree::find(&strip).context(otherwise)?)
             .args(["--strip-debug", "-o"])
             .arg(&result)
             .arg(binary),
@@ -192,5 +198,18 @@ mod tests {
             let error = Options::of(&arguments).expect_err("must be refused");
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+    #[test]
+    fn a_program_is_taken_for_the_processor_it_was_built_for() {
+        let own = Architecture::of_program(Path::new("/proc/self/exe")).expect("the running program");
+        assert_eq!(own, Architecture::of_host().expect("a host"));
+        let [amd64, arm64] = ARCHITECTURES;
+        let other = if own == amd64 { arm64 } else { amd64 };
+        let words = ["--arch", other.image, "--binary", "/proc/self/exe"].map(str::to_owned);
+        let error = build(&words).expect_err("must be refused").to_string();
+        assert!(
+            error.contains(&format!("is for {}, not for {}", own.image, other.image)),
+            "{error}"
+        );
     }
 }

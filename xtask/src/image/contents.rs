@@ -9,6 +9,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
+/// How a 64-bit little-endian ELF file begins.
+const ELF64: &[u8] = b"\x7fELF\x02\x01";
+
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Contents {
     /// Relative to the root, each behind the one it is in.
@@ -25,10 +28,17 @@ pub(super) struct File {
 }
 
 impl Contents {
-    /// The binary at `/warren`, with what it cannot start without.
-    pub(super) fn around(binary: &Path) -> Result<Self> {
+    /// The binary at `/warren`, with what it cannot start without; `native` if it is for this machine's processor.
+    pub(super) fn around(binary: &Path, native: bool) -> Result<Self> {
         let bytes = std::fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
         let libraries = if is_dynamic(&bytes)? {
+            if !native {
+                bail!(
+                    "{} is not static, and the libraries of another processor are not looked for here; build it with \
+                     RUSTFLAGS=-Ctarget-feature=+crt-static",
+                    binary.display()
+                );
+            }
             let libraries = libraries(binary)?;
             run::say(&format!(
                 "{} is not static: {} libraries go with it",
@@ -67,6 +77,15 @@ fn folders_of(path: &str) -> Vec<String> {
     path.match_indices('/').map(|(at, _)| path[..at].to_owned()).collect()
 }
 
+/// The processor that an ELF file is for, as `e_machine` numbers it.
+pub(super) fn machine(elf: &[u8]) -> Result<u16> {
+    const MACHINE: std::ops::Range<usize> = 18..20;
+    match elf.get(MACHINE).map(<[u8; 2]>::try_from) {
+        Some(Ok(bytes)) if elf.starts_with(ELF64) => Ok(u16::from_le_bytes(bytes)),
+        Some(_) | None => bail!("it is no 64-bit ELF file"),
+    }
+}
+
 /// Whether an ELF file asks for a loader: it has a program header of type `PT_INTERP`.
 fn is_dynamic(elf: &[u8]) -> Result<bool> {
     const INTERPRETER: u32 = 3;
@@ -76,7 +95,7 @@ fn is_dynamic(elf: &[u8]) -> Result<bool> {
     const COUNT: usize = 56;
     let half = |at: usize| Some(usize::from(u16::from_le_bytes(elf.get(at..at + 2)?.try_into().ok()?)));
     let read = || {
-        if elf.get(..6)? != b"\x7fELF\x02\x01" {
+        if !elf.starts_with(ELF64) {
             return None;
         }
         let table = usize::try_from(u64::from_le_bytes(elf.get(TABLE..TABLE + 8)?.try_into().ok()?)).ok()?;
@@ -132,5 +151,12 @@ mod tests {
         let own = std::fs::read("/proc/self/exe").expect("the running program");
         assert!(is_dynamic(&own).expect("an ELF file"));
         assert!(is_dynamic(b"#!/bin/sh").is_err());
+        assert!(machine(b"#!/bin/sh, and then some").is_err());
+    }
+
+    #[test]
+    fn a_dynamic_program_for_another_processor_is_refused_with_what_to_do() {
+        let error = Contents::around(Path::new("/proc/self/exe"), false).expect_err("must be refused");
+        assert!(error.to_string().contains("+crt-static"), "{error}");
     }
 }
