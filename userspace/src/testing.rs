@@ -1,12 +1,12 @@
 //! How tests wait: for what they can name, and never for ever.
 
-use std::{future::Future, time::Duration};
+use std::{fmt::Display, future::Future, time::Duration};
 
 /// What every wait of a test is bounded by: a machine that stands still for some seconds fails none.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What `future` gives, which must be soon.
-pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: impl Display, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {
         Ok(value) => value,
         Err(_) => panic!("never: {what}"),
@@ -14,7 +14,7 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
 }
 
 /// Ends when `holds` does, which is asked again and again.
-pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: impl Display, mut holds: impl FnMut() -> bool) {
     within(what, async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(2)).await;

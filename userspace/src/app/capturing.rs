@@ -152,7 +152,7 @@ impl Capturing {
 mod tests {
     use super::*;
     use crate::{
-        capture::tests::{NODE, Recorder, pod},
+        capture::testing::{NODE, Recorder, pod},
         handover::{Door, FromSuccessor, Link, LinkError},
         mesh::MeshSnapshot,
         net::testing::pod_namespace,

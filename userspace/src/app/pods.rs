@@ -358,7 +358,7 @@ pub(super) fn identities(snapshot: &MeshSnapshot, node: &str, are_found: bool) -
 mod tests {
     use super::*;
     use crate::{
-        capture::{CaptureError, tests::pod},
+        capture::{CaptureError, testing::pod},
         certs::CertStore,
         mesh::{fixtures, map::visited},
         net::{Namespace, listen, testing::pod_namespace},

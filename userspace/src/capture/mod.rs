@@ -19,7 +19,9 @@ mod runtime;
 mod services;
 mod tables;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     mesh::WorkloadUid,
