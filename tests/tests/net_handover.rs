@@ -111,6 +111,17 @@ fn without_a_failure(traffic: Traffic, begun: Instant) -> Result<()> {
     Ok(())
 }
 
+/// The connection still carries: a frame of which so many bytes were sent comes back whole.
+fn echoes(long: &mut Conversation, sent: usize) -> Result<()> {
+    let mut frame = [b'E'; 1024];
+    frame[1023] = b'\n';
+    long.send(&frame[sent..])?;
+    wait_until_ok("the long connection echoes", DEADLINE, || {
+        ensure!(long.received().len() == 1024, "{} bytes", long.received().len());
+        Ok(())
+    })
+}
+
 fn took(daemon: &Process) -> String {
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains(LET_GO)).unwrap_or_default();
@@ -135,13 +146,7 @@ fn daemons_are_replaced_again_and_again_and_no_new_connection_fails() -> Result<
     }
     eprintln!("6 hand-overs in {:?}", begun.elapsed());
     // All six are there still, and so is what they carry.
-    let mut frame = [b'.'; 1023];
-    frame[1022] = b'\n';
-    long.send(&frame)?;
-    wait_until_ok("the long connection echoes", DEADLINE, || {
-        ensure!(long.received().len() == 1024, "{} bytes", long.received().len());
-        Ok(())
-    })?;
+    echoes(&mut long, 1)?;
     // Those that come last serve, and tell it.
     for node in Node::BOTH {
         let daemon = scene.mesh.daemon(node);
@@ -232,13 +237,7 @@ fn a_daemon_that_another_version_asks_to_leave_lets_go_of_the_node_and_stays_wit
         "the next one has no door"
     );
     ensure!(before.is_running(), "it ended: {}", before.log());
-    let mut frame = [b'E'; 1024];
-    frame[1023] = b'\n';
-    long.send(&frame)?;
-    wait_until_ok("the long connection echoes", DEADLINE, || {
-        ensure!(long.received().len() == 1024, "{} bytes", long.received().len());
-        Ok(())
-    })?;
+    echoes(&mut long, 0)?;
     let status = before.stop(DRAIN + DEADLINE)?;
     ensure!(status.success(), "it ended with {status}");
     Ok(())
