@@ -5,8 +5,9 @@
 #   node-up I          adds node nI, or starts it again after node-down
 #   node-down I        kills node nI and all its pods at once, as a power cut does
 #   stop NAME          kills one component at once: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, or
-#                      kubelet-nI, containerd-nI, kube-proxy-nI; pods go on
-#   start NAME         starts it again
+#                      kubelet-nI, containerd-nI, kube-proxy-nI; pods go on; or istiod
+#   start NAME         starts it again; istiod (the program that ISTIOD names) for the first time as well: for its CA alone,
+#                      which is what lies in RUN/istiod/etc/cacerts, or one that it makes
 #   kubectl ARGS       kubectl as cluster-admin
 #   cp COMMAND         runs COMMAND in the control plane's network namespace, with KUBECONFIG set
 #   node I COMMAND     runs COMMAND on node nI: its namespaces, its cgroup
@@ -166,6 +167,18 @@ controller() { # kube-controller-manager or kube-scheduler
     daemon "$name" nsenter --net="/run/netns/${P}cp" "$name" "${args[@]}"
 }
 
+istiod() { # its relative paths begin in a folder of its own
+    mkdir -p "$RUN/istiod"
+    kubectl create namespace istio-system --dry-run=client -o yaml | kubectl apply -f - >/dev/null
+    (
+        cd "$RUN/istiod"
+        export POD_NAME=istiod-0 POD_NAMESPACE=istio-system CA_TRUSTED_NODE_ACCOUNTS=warren-system/warren-node
+        daemon istiod nsenter --net="/run/netns/${P}cp" "${ISTIOD:?set it to the program}" discovery --kubeconfig "$pki/admin.kubeconfig" \
+            --secureGRPCAddr=0.0.0.0:15012 --grpcAddr= --httpAddr=127.0.0.1:15580 --httpsAddr=127.0.0.1:15517 \
+            --monitoringAddr=127.0.0.1:15514 --ctrlz_port=0 --log_output_level=default:info,serverca:debug
+    )
+}
+
 join_cgroups() { # I: this shell and what it starts belong to node I
     local c
     for c in $controllers; do echo $BASHPID >"/sys/fs/cgroup/$c/${P}n$1/cgroup.procs"; done
@@ -287,10 +300,14 @@ start() { # COMPONENT
         etcd) etcd ;;
         kube-apiserver) apiserver ;;
         kube-controller-manager | kube-scheduler) controller "$1" ;;
+        istiod) istiod ;;
         kubelet-n* | containerd-n* | kube-proxy-n*) node_settings "$i"; daemon "$1" "$0" node "$i" "$here/node.sh" "$i" "${1%-n*}" ;;
         *) usage ;;
     esac
-    case $1 in etcd | kube-apiserver) wait_for 300 kubectl get --raw /readyz ;; esac
+    case $1 in
+        etcd | kube-apiserver) wait_for 300 kubectl get --raw /readyz ;;
+        istiod) wait_for 120 in_ns cp bash -c 'exec 3<>/dev/tcp/127.0.0.1/15012' || { tail -5 "$RUN/log/istiod" >&2; return 1; } ;;
+    esac
 }
 import() { # IMAGE.tar
     local n

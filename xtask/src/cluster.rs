@@ -119,8 +119,8 @@ fn lacks_of_kubeconfig() -> Vec<String> {
 }
 
 impl Cluster {
-    /// Brings it up. `warren` is the binary that the image is made of.
-    pub(crate) fn up(choice: Choice, warren: &Path) -> Result<Self> {
+    /// Brings it up, and `istiod` to be started beside it if that is wanted. `warren` is the binary that the image is made of.
+    pub(crate) fn up(choice: Choice, istiod: bool, warren: &Path) -> Result<Self> {
         let archive = run::step_of("writing the image of the tests", || image::of_binary(warren, TAG))?;
         let mut environment = vec![("WARREN_IMAGE_TAG", TAG.to_owned())];
         match choice {
@@ -128,6 +128,9 @@ impl Cluster {
                 let rig = Rig::build(RIG)?;
                 environment.push(("KUBECONFIG", rig.kubeconfig().display().to_string()));
                 environment.extend(rig.environment());
+                if istiod {
+                    environment.push(("ISTIOD", built_istiod()?.display().to_string()));
+                }
                 environment.push(("WARREN_RIG", script("rig.sh").display().to_string()));
                 environment.push(("WARREN_BUSYBOX", BUSYBOX.to_owned()));
                 for (name, program) in [("WARREN_KUBECTL", "kubectl"), ("WARREN_HELM", "helm")] {
@@ -274,6 +277,27 @@ impl Rig {
 /// Where the rig's programs lie, outside every checkout.
 fn binaries() -> Option<PathBuf> {
     tree::cache().map(|cache| cache.join("kube"))
+}
+
+/// Istio's control plane, from the cache or built into it.
+fn built_istiod() -> Result<PathBuf> {
+    let folder = tree::cache()
+        .context("there is no folder for istiod: set WARREN_CACHE, or HOME")?
+        .join("istiod");
+    if tree::find("go").is_none() {
+        run::say("no go here: istiod is taken as it lies in the cache");
+    } else {
+        run::step("building istiod (minutes, the first time)", || {
+            run::run(Command::new(script("istiod.sh")).arg(&folder))
+        })?;
+    }
+    let program = folder.join("istiod");
+    anyhow::ensure!(
+        program.is_file(),
+        "there is no {}: install go, which builds it",
+        program.display()
+    );
+    Ok(program)
 }
 
 fn script(name: &str) -> PathBuf {

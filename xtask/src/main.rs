@@ -104,7 +104,8 @@ Usage: cargo xtask demo [--ipv6] [--keep] [--clean]
 const TEST_HELP: &str = "\
 Run the tests. The last line holds the totals, `N passed, N failed`.
 
-Usage: cargo xtask test [LEVEL] [--release] [--cluster rig|kubeconfig] [-- ARGUMENTS OF THE TESTS' RUNNER]
+Usage: cargo xtask test [LEVEL] [--release] [--cluster rig|kubeconfig] [--istiod]
+                        [-- ARGUMENTS OF THE TESTS' RUNNER]
 
 Levels:
   pure     unit tests, and integration tests that need no privilege
@@ -120,6 +121,7 @@ Without a level all of them run. Tests that need root are built by you and start
                         into $WARREN_CACHE or ~/.cache/warren
   --cluster kubeconfig  the cluster that KUBECONFIG leads to, such as kind with two workers; tests that stop nodes or the
                         API server are skipped. An image goes into kind by itself, elsewhere it must be there
+  --istiod              builds Istio's control plane as well, as a second certificate authority, and runs the tests with it
 
 Where a machine cannot run level cluster, it is skipped and the last lines say what is missing.
 ";

@@ -30,6 +30,9 @@ const BY_KUBECONFIG: [&str; 3] = [
 /// What a person may say to the tests, which sudo would keep from them.
 const FROM_PERSON: [&str; 3] = ["WARREN_CHURN_SECONDS", "WARREN_KEEP_LOGS", "WARREN_REPLACEMENT_RATE"];
 
+/// How the names of files begin whose tests need Istio's own control plane.
+const BESIDE_ISTIOD: &str = "cluster_istio";
+
 const LEVELS: [Level; 4] = [Level::Pure, Level::Kernel, Level::Net, Level::Cluster];
 
 impl fmt::Display for Level {
@@ -120,16 +123,27 @@ struct Asked {
     cluster: Choice,
     /// The programs under test are those that are released.
     release: bool,
+    /// Tests beside Istio's own control plane run, too; building that takes minutes.
+    istiod: bool,
+}
+
+impl Asked {
+    /// Somebody wants istiod, and there is a rig to run it in.
+    fn istiod_runs(&self) -> bool {
+        self.istiod && self.cluster == Choice::Rig
+    }
 }
 
 fn asked(arguments: &[String]) -> Result<Asked> {
-    let (mut levels, mut cluster, mut release) = (Vec::new(), Choice::default(), false);
+    let (mut levels, mut asked) = (Vec::new(), Asked::default());
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
         if word == "--cluster" {
-            cluster = Choice::named(words.next().context("--cluster needs a value: rig or kubeconfig")?)?;
+            asked.cluster = Choice::named(words.next().context("--cluster needs a value: rig or kubeconfig")?)?;
         } else if word == "--release" {
-            release = true;
+            asked.release = true;
+        } else if word == "--istiod" {
+            asked.istiod = true;
         } else if levels.is_empty() {
             levels.push(Level::named(word)?);
         } else {
@@ -139,11 +153,8 @@ fn asked(arguments: &[String]) -> Result<Asked> {
     if levels.is_empty() {
         levels = LEVELS.to_vec();
     }
-    Ok(Asked {
-        levels,
-        cluster,
-        release,
-    })
+    asked.levels = levels;
+    Ok(asked)
 }
 
 /// `arguments` are a level, or none for all, and after `--` what goes to the tests' own runner.
@@ -169,6 +180,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
                 skipped.push(format!("SKIPPED: level cluster, for want of {}\n", lacks.join("; ")));
                 continue;
             }
+            skipped.extend(without_istiod(&asked).map(str::to_owned));
         }
         totals.add(run_level(level, &asked, for_runner)?);
     }
@@ -184,8 +196,22 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     })
 }
 
+/// What is told where the tests beside istiod do not run.
+fn without_istiod(asked: &Asked) -> Option<&'static str> {
+    match (asked.cluster, asked.istiod) {
+        (Choice::Rig, true) | (Choice::Kubeconfig, false) => None,
+        (Choice::Rig, false) => Some(
+            "SKIPPED: certificates from Istio's own CA: `cargo xtask test cluster --istiod` builds istiod, in minutes, and runs them\n",
+        ),
+        (Choice::Kubeconfig, true) => {
+            Some("SKIPPED: certificates from Istio's own CA, for want of a cluster of ours\n")
+        }
+    }
+}
+
 fn run_level(level: Level, asked: &Asked, for_runner: &[String]) -> Result<Totals> {
-    let files = integration_tests(level)?;
+    let mut files = integration_tests(level)?;
+    files.retain(|stem| asked.istiod_runs() || !stem.starts_with(BESIDE_ISTIOD));
     let mut what: Vec<String> = files.into_iter().flat_map(|stem| ["--test".to_owned(), stem]).collect();
     if level == Level::Pure {
         what.extend(["--lib".to_owned(), "--bins".to_owned()]);
@@ -214,7 +240,7 @@ fn run_level(level: Level, asked: &Asked, for_runner: &[String]) -> Result<Total
     })?;
 
     let cluster = match level {
-        Level::Cluster => match Cluster::up(asked.cluster, &binaries.join("warren")) {
+        Level::Cluster => match Cluster::up(asked.cluster, asked.istiod_runs(), &binaries.join("warren")) {
             Ok(cluster) => Some(cluster),
             Err(error) => {
                 // What the other levels found is worth its totals all the same.
@@ -446,6 +472,7 @@ mod unit {
                 levels: vec![Level::Cluster],
                 cluster: Choice::Kubeconfig,
                 release: true,
+                istiod: false,
             };
             assert_eq!(asked(&words(line)).expect(line), expected);
         }
@@ -454,8 +481,24 @@ mod unit {
             ..Asked::default()
         };
         assert_eq!(asked(&[]).expect("all"), all);
+        assert!(asked(&words("cluster --istiod")).expect("known").istiod);
         for line in ["pure net", "--cluster", "--cluster kind"] {
             assert!(asked(&words(line)).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn tests_beside_istiod_run_where_they_are_asked_for_and_can() {
+        let asked = |cluster, istiod| Asked {
+            cluster,
+            istiod,
+            ..Asked::default()
+        };
+        assert_eq!(without_istiod(&asked(Choice::Rig, true)), None);
+        assert!(asked(Choice::Rig, true).istiod_runs());
+        assert!(!asked(Choice::Rig, false).istiod_runs() && !asked(Choice::Kubeconfig, true).istiod_runs());
+        let said = |cluster, istiod| without_istiod(&asked(cluster, istiod)).unwrap_or_default();
+        assert!(said(Choice::Rig, false).contains("--istiod"));
+        assert!(said(Choice::Kubeconfig, true).contains("a cluster of ours"));
     }
 }

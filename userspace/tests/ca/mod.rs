@@ -75,7 +75,8 @@ impl Rig {
         Ok(Some(rig))
     }
 
-    fn call(&self, arguments: &[&str]) -> Result<()> {
+    /// `rig.sh` with these words.
+    pub(crate) fn call(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(&self.script)
             .args(arguments)
             .env("P", PREFIX)
@@ -94,7 +95,12 @@ impl Rig {
 
     /// A file of the control plane's keys.
     pub(crate) fn pki(&self, name: &str) -> PathBuf {
-        self.run.path().join("pki").join(name)
+        self.file("pki").join(name)
+    }
+
+    /// What the rig keeps under this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.run.path().join(name)
     }
 
     /// The process of the API server.
