@@ -178,7 +178,10 @@ fn intermediate() -> Result<[(&'static str, String); 4]> {
 
 fn unauthenticated<T: std::fmt::Debug>(what: &str, answer: Result<T, IssueError>) -> Result<()> {
     match answer {
-        Err(IssueError::Refused { code, .. }) if code == tonic::Code::Unauthenticated => Ok(()),
+        Err(IssueError::Refused {
+            code: tonic::Code::Unauthenticated,
+            ..
+        }) => Ok(()),
         other => anyhow::bail!("{what}: {other:?}"),
     }
 }
