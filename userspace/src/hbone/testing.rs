@@ -221,17 +221,22 @@ where
     }
 }
 
+/// To [`target`].
+pub(super) fn request() -> Request<'static> {
+    Request {
+        authority: target(),
+        client: None,
+        baggage: None,
+    }
+}
+
 impl TwoPods {
     pub(crate) async fn open(&self) -> Tunnel {
         self.open_to(target()).await
     }
 
     pub(crate) async fn open_to(&self, authority: SocketAddr) -> Tunnel {
-        let request = Request {
-            authority,
-            client: None,
-            baggage: None,
-        };
+        let request = Request { authority, ..request() };
         within("a tunnel", self.pool.open(&self.key, request)).await.unwrap()
     }
 

@@ -157,12 +157,10 @@ async fn a_peer_that_is_another_workload_gets_no_byte() {
         peer: spiffe("somebody-else"),
         ..pods.key.clone()
     };
-    let request = Request {
-        authority: target(),
-        client: None,
-        baggage: None,
-    };
-    let error = within("a refusal", pods.pool.open(&key, request)).await.err().unwrap();
+    let error = within("a refusal", pods.pool.open(&key, request()))
+        .await
+        .err()
+        .unwrap();
     let PoolError::Handshake(error) = error else {
         panic!("{error:?}")
     };
@@ -177,14 +175,9 @@ async fn every_tunnel_that_waited_for_a_failed_connection_is_told() {
         peer: spiffe("somebody-else"),
         ..pods.key.clone()
     };
-    let request = Request {
-        authority: target(),
-        client: None,
-        baggage: None,
-    };
     let outcomes = within(
         "refusals",
-        futures::future::join_all((0..10).map(|_| pods.pool.open(&key, request))),
+        futures::future::join_all((0..10).map(|_| pods.pool.open(&key, request()))),
     )
     .await;
     assert!(outcomes.iter().all(Result::is_err));
@@ -227,11 +220,6 @@ async fn once_the_pool_is_closed_or_the_daemon_drains_a_connection_ends_with_its
     let pods = two_pods(settings, echo).await;
     for is_closed in [true, false] {
         let (pool, tasks) = pods.another_pool();
-        let request = || Request {
-            authority: target(),
-            client: None,
-            baggage: None,
-        };
         let mut tunnel = within("a tunnel", pool.open(&pods.key, request())).await.unwrap();
         let draining = tasks.clone();
         let drain = if is_closed {
@@ -326,12 +314,7 @@ async fn a_draining_server_finishes_its_tunnels_and_takes_no_more() {
     // After GOAWAY the pool dials anew, and nobody listens any more.
     within("GOAWAY", async {
         loop {
-            let request = Request {
-                authority: target(),
-                client: None,
-                baggage: None,
-            };
-            if pods.pool.open(&pods.key, request).await.is_err() {
+            if pods.pool.open(&pods.key, request()).await.is_err() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
