@@ -5,10 +5,7 @@ use crate::{
     kernel::{
         AdoptedPod, AttachError, Changes, MapError, OpenError, PodNumber, PodPolicy, ServiceEntry, WorkloadEntry,
     },
-    mesh::{
-        SpiffeId, Workload, WorkloadUid,
-        workload::{Locality, Protocol},
-    },
+    mesh::{Workload, WorkloadUid, fixtures, workload::Locality},
     net::{
         Namespace, PodListeners,
         testing::{ip, sysctl},
@@ -22,10 +19,7 @@ use std::{
     fmt::from_fn,
     net::IpAddr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 pub(crate) const NODE: &str = "node-a";
@@ -181,22 +175,13 @@ pub(crate) fn pod(netns: PathBuf) -> Workload {
     Workload {
         uid: WorkloadUid("a".into()),
         name: "a".into(),
-        namespace: "shop".into(),
-        identity: SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap(),
         addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
         locality: Locality {
             node: Some(NODE.into()),
             ..Locality::default()
         },
-        labels: Arc::default(),
-        owner: "a".into(),
-        canonical_service: "a".into(),
-        canonical_revision: "latest".into(),
-        protocol: Protocol::Hbone,
-        host_network: false,
-        enrolled: true,
         netns: Some(netns),
-        runtime_class: None,
+        ..fixtures::workload("shop", "web", "10.9.0.1")
     }
 }
 

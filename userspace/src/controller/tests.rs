@@ -13,13 +13,10 @@ use crate::{
         proto::IstioCertificateRequest,
         store::Issue,
     },
-    mesh::{
-        MeshSnapshot, SpiffeId, Workload, WorkloadUid,
-        workload::{Locality, Protocol},
-    },
+    mesh::{MeshSnapshot, SpiffeId, Workload, fixtures, workload::Locality},
 };
 use rustls_pki_types::UnixTime;
-use std::{collections::BTreeMap, fs};
+use std::fs;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tonic::Code;
@@ -32,24 +29,11 @@ fn id(account: &str) -> SpiffeId {
 
 fn workload(name: &str, node: &str) -> Arc<Workload> {
     Arc::new(Workload {
-        uid: WorkloadUid(name.into()),
-        name: name.into(),
-        namespace: "shop".into(),
-        identity: id(name),
-        addresses: vec!["10.77.1.11".parse().unwrap()],
         locality: Locality {
             node: Some(node.into()),
             ..Locality::default()
         },
-        labels: Arc::new(BTreeMap::new()),
-        owner: name.into(),
-        canonical_service: name.into(),
-        canonical_revision: "latest".into(),
-        protocol: Protocol::Hbone,
-        host_network: false,
-        enrolled: true,
-        netns: None,
-        runtime_class: None,
+        ..fixtures::workload("shop", name, "10.77.1.11")
     })
 }
 

@@ -6,9 +6,8 @@ use crate::{
     certs::CertStore,
     hbone::testing::{Authority, spiffe},
     mesh::{
-        MeshSnapshot, Workload, WorkloadUid,
+        MeshSnapshot, Workload, WorkloadUid, fixtures,
         policy::{Authorization, PeerAuth},
-        workload::{Locality, Protocol},
     },
     net::{Namespace, PodListeners, PodPorts, testing::ip},
     shutdown::Shutdown,
@@ -17,7 +16,6 @@ use crate::{
 };
 use nix::sched::{CloneFlags, unshare};
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
     sync::Arc,
@@ -170,20 +168,7 @@ fn new_namespace() -> Namespace {
 pub(super) fn workload(name: &str, address: &str) -> Workload {
     Workload {
         uid: WorkloadUid(name.into()),
-        name: name.into(),
-        namespace: "shop".into(),
-        identity: spiffe(name),
-        addresses: vec![address.parse().unwrap()],
-        locality: Locality::default(),
-        labels: Arc::new(BTreeMap::new()),
-        owner: name.into(),
-        canonical_service: name.into(),
-        canonical_revision: "latest".into(),
-        protocol: Protocol::Hbone,
-        host_network: false,
-        enrolled: true,
-        netns: None,
-        runtime_class: None,
+        ..fixtures::workload("shop", name, address)
     }
 }
 

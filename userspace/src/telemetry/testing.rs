@@ -1,11 +1,7 @@
 //! Workloads and connections that the tests of this folder tell about.
 
 use super::labels::{ConnectionFacts, Reporter, SecurityPolicy};
-use crate::mesh::{
-    SpiffeId, Workload, WorkloadUid,
-    service::ServiceKey,
-    workload::{Locality, Protocol},
-};
+use crate::mesh::{SpiffeId, Workload, WorkloadUid, fixtures, service::ServiceKey};
 use std::{
     collections::BTreeMap,
     sync::{Arc, LazyLock},
@@ -20,24 +16,13 @@ pub(super) fn workload(uid: &str, pod: &str, owner: &str, labels: &[(&str, &str)
     Workload {
         uid: WorkloadUid(uid.into()),
         name: pod.into(),
-        namespace: "ambient".into(),
-        identity: identity(owner),
-        addresses: vec!["10.77.1.11".parse().unwrap()],
-        locality: Locality::default(),
         labels: Arc::new(
             labels
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
                 .collect::<BTreeMap<_, _>>(),
         ),
-        owner: owner.into(),
-        canonical_service: owner.into(),
-        canonical_revision: "latest".into(),
-        protocol: Protocol::Hbone,
-        host_network: false,
-        enrolled: true,
-        netns: None,
-        runtime_class: None,
+        ..fixtures::workload("ambient", owner, "10.77.1.11")
     }
 }
 
