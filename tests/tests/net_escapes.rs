@@ -147,27 +147,22 @@ fn an_application_may_have_the_ports_that_the_daemon_uses() -> Result<()> {
     let mut server = Agent::start(world.pod("server"))?;
     let mut client = Agent::start(world.pod("client"))?;
     for port in [15001u16, 15006, 50051] {
-        for ip in ["0.0.0.0", "::"] {
-            let on = SocketAddr::new(ip.parse()?, port);
-            if ip == "::" {
+        let on = SocketAddr::new("0.0.0.0".parse()?, port);
+        let outcome = server.listen(&port.to_string(), on, Serve::Echo)?;
+        let to = SocketAddr::new(world.pod("server").ip(false), port);
+        match (port, &outcome) {
+            (50051, _) => ensure!(outcome == Outcome::Done, "{on}: {outcome:?}"),
+            // The daemon was there first; what matters is that the application is told, not fooled.
+            (_, Outcome::Failed { errno, .. }) => {
+                ensure!(errno == "EADDRINUSE", "{on}: {errno}");
                 continue;
             }
-            let outcome = server.listen(&format!("{ip}-{port}"), on, Serve::Echo)?;
-            let to = SocketAddr::new(world.pod("server").ip(false), port);
-            match (port, &outcome) {
-                (50051, _) => ensure!(outcome == Outcome::Done, "{on}: {outcome:?}"),
-                // The daemon was there first; what matters is that the application is told, not fooled.
-                (_, Outcome::Failed { errno, .. }) => {
-                    ensure!(errno == "EADDRINUSE", "{on}: {errno}");
-                    continue;
-                }
-                _ => {}
-            }
-            client
-                .must_connect("call", to, DEADLINE)
-                .with_context(|| format!("{to}"))?;
-            client.must_echo("call", "hello", DEADLINE)?;
+            _ => {}
         }
+        client
+            .must_connect("call", to, DEADLINE)
+            .with_context(|| format!("{to}"))?;
+        client.must_echo("call", "hello", DEADLINE)?;
     }
     Ok(())
 }
