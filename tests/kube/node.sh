@@ -6,6 +6,12 @@ set -euo pipefail
 i=$1 dir=$RUN/n$1
 
 component() { # NAME: becomes it
+    local c
+    # As on a node with systemd: what runs beside the pods has one share of the CPU, however many tasks it has.
+    for c in cpu memory; do
+        mkdir -p "/sys/fs/cgroup/$c/system"
+        echo "$BASHPID" >"/sys/fs/cgroup/$c/system/cgroup.procs"
+    done
     case $1 in
         containerd) exec containerd -c "$dir/containerd.toml" ;;
         kubelet) exec kubelet --config="$dir/kubelet.yaml" --kubeconfig="$pki/n$i.kubeconfig" --hostname-override="n$i" --node-ip="$node_ips" ;;

@@ -67,6 +67,15 @@ daemon() { # NAME COMMAND: outlives this script, logs to a file
     setsid "$@" >>"$RUN/log/$name" 2>&1 </dev/null &
 }
 
+control_plane() { # NAME COMMAND: has one share of the CPU with the others of its kind, as if it had a machine of its own
+    local name=$1; shift
+    (
+        mkdir -p "/sys/fs/cgroup/cpu/${P}cp"
+        echo "$BASHPID" >"/sys/fs/cgroup/cpu/${P}cp/cgroup.procs"
+        daemon "$name" nsenter --net="/run/netns/${P}cp" "$@"
+    )
+}
+
 certificate() { # NAME SUBJECT [ALTERNATIVE_NAMES]
     local more=(-addext extendedKeyUsage=clientAuth,serverAuth)
     [ -z "${3:-}" ] || more+=(-addext "subjectAltName=$3")
@@ -138,12 +147,12 @@ node_network() { # I
 }
 
 etcd() {
-    daemon etcd nsenter --net="/run/netns/${P}cp" etcd --data-dir "$RUN/etcd" --unsafe-no-fsync --log-level warn \
+    control_plane etcd etcd --data-dir "$RUN/etcd" --unsafe-no-fsync --log-level warn \
         --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380
 }
 apiserver() {
     # shellcheck disable=SC2086 # APISERVER_ARGS is a list
-    daemon kube-apiserver nsenter --net="/run/netns/${P}cp" kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
+    control_plane kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
         --advertise-address=$api --secure-port=6443 --cert-dir="$RUN/apiserver" --allow-privileged=true \
         --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
         --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --service-cluster-ip-range=$service_net \
@@ -164,7 +173,7 @@ controller() { # kube-controller-manager or kube-scheduler
     [ "$name" = kube-scheduler ] || args+=(--use-service-account-credentials=true --service-account-private-key-file="$pki/sa.key"
         --root-ca-file="$pki/ca.crt" --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key"
         --service-cluster-ip-range=$service_net --kube-api-qps=1000 --kube-api-burst=1000 ${KCM_ARGS:-}) # the default of 20 costs 4 s
-    daemon "$name" nsenter --net="/run/netns/${P}cp" "$name" "${args[@]}"
+    control_plane "$name" "$name" "${args[@]}"
 }
 
 istiod() { # its relative paths begin in a folder of its own
@@ -259,7 +268,7 @@ up() {
 down() {
     local ns
     for ns in $(nodes) $(ip netns list | grep -o "^${P}cp\b" | sed "s/^$P//"); do kill_namespace "$ns"; done
-    remove_cgroups "${P}n+([0-9])"
+    remove_cgroups "${P}@(cp|n+([0-9]))"
     rm -rf "$RUN"
 }
 node_up() {
