@@ -1,7 +1,7 @@
 //! Why a step with a pod failed.
 
 use crate::{
-    kernel::{AttachError, MapError, NetlinkError, sysctls::SysctlError},
+    kernel::{AttachError, MapError, NetlinkError, interfaces::InterfacesError, sysctls::SysctlError},
     mesh::WorkloadUid,
     net::{ListenError, NamespaceError},
 };
@@ -38,6 +38,8 @@ pub enum CaptureError {
     Sysctls { source: SysctlError },
     #[error("cannot set up its routing")]
     Routes { source: NetlinkError },
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
     #[error("cannot watch its interfaces and addresses")]
     Watch { source: NetlinkError },
     #[error("cannot attach its programs")]
@@ -77,6 +79,7 @@ impl CaptureError {
             Self::Listen { .. } => "listen",
             Self::Sysctls { .. } => "sysctls",
             Self::Routes { .. } => "routes",
+            Self::Interfaces(_) => "interfaces",
             Self::Watch { .. } => "watch",
             Self::Attach { .. } => "attach",
             Self::Settings { .. } => "settings",

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     kernel::{
         PodNumber, PodPolicy,
+        interfaces::interfaces,
         routes::Routes,
         sockets,
         sysctls::{self, Before},
@@ -106,11 +107,7 @@ pub(super) fn find(node: &Node, wanted: &Wanted) -> Result<Found, CaptureError> 
 }
 
 fn may_be_captured(namespace: &Namespace, pod_addresses: &[IpAddr]) -> Result<(), CaptureError> {
-    let links = watch::links(namespace).map_err(|source| CaptureError::Watch { source })?;
-    // The sysctl alone says nothing: a new namespace takes it over from the node, which forwards.
-    if links.iter().any(|link| link.carries_others)
-        && sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })?
-    {
+    if forwards(namespace)? {
         return Err(CaptureError::Forwards);
     }
     let own = watch::addresses(namespace).map_err(|source| CaptureError::Watch { source })?;
@@ -119,6 +116,17 @@ fn may_be_captured(namespace: &Namespace, pod_addresses: &[IpAddr]) -> Result<()
     } else {
         Err(CaptureError::ForeignNamespace)
     }
+}
+
+fn forwards(namespace: &Namespace) -> Result<bool, CaptureError> {
+    // What comes in for others leaves by another interface. To ask for more than names takes long on a busy node.
+    if interfaces(namespace)?.len() < 2 {
+        return Ok(false);
+    }
+    let links = watch::links(namespace).map_err(|source| CaptureError::Watch { source })?;
+    // The sysctl alone says nothing: a new namespace takes it over from the node, which forwards.
+    Ok(links.iter().any(|link| link.carries_others)
+        && sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })?)
 }
 
 /// Listeners, sysctls, rules and routes, settings, programs, and steering last: no connection is turned round before
@@ -204,9 +212,9 @@ pub(super) fn refresh(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
             .install(&pod.addresses)
             .map_err(|source| CaptureError::Routes { source })?;
     }
-    for link in watch::links(&pod.namespace).map_err(|source| CaptureError::Watch { source })? {
+    for interface in interfaces(&pod.namespace)? {
         node.kernel
-            .guard_interface(pod.number, &pod.namespace, &link.name)
+            .guard_interface(pod.number, &pod.namespace, &interface.name)
             .map_err(|source| CaptureError::Attach { source })?;
     }
     set_own_addresses(node, pod)

@@ -1,5 +1,6 @@
 //! What can go wrong below us.
 
+use super::interfaces::InterfacesError;
 use std::{io, path::PathBuf};
 
 /// Opening or adopting the pinned state.
@@ -54,8 +55,8 @@ pub enum AttachError {
     Namespace(#[from] crate::net::NamespaceError),
     #[error("the object file has no program {program}")]
     NoProgram { program: &'static str },
-    #[error("cannot list the interfaces of the pod")]
-    Interfaces { source: io::Error },
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
     #[error("cannot load the arrival program")]
     Load { source: Box<aya::EbpfError> },
     #[error("the kernel does not take program {program}")]

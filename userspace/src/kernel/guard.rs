@@ -7,6 +7,7 @@
 
 use super::{
     AttachError, Kernel, clsact,
+    interfaces::{Interface, interfaces},
     pins::{self, pin, pin_error},
     programs,
     sys::{self, Target},
@@ -24,13 +25,6 @@ use warren_common::PodNumber;
 /// Ours among the filters of a clsact qdisc.
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x5752);
-
-/// An interface, by the name and index it has in its namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Interface {
-    name: String,
-    index: u32,
-}
 
 impl Interface {
     fn refused(&self, source: ProgramError) -> AttachError {
@@ -59,8 +53,8 @@ impl Kernel {
         namespace: &Namespace,
         is_meant: impl Fn(&Interface) -> bool,
     ) -> Result<(), AttachError> {
+        let interfaces = interfaces(namespace)?;
         namespace.run(|| {
-            let interfaces = interfaces()?;
             interfaces
                 .iter()
                 .filter(|interface| is_meant(interface))
@@ -82,12 +76,13 @@ impl Kernel {
         if !self.tcx {
             return Ok(());
         }
+        let interfaces = interfaces(namespace)?;
         namespace.run(|| {
-            for interface in interfaces()? {
-                if !self.has_link(pod, &interface)? {
-                    self.put_link(pod, &interface)?;
+            for interface in &interfaces {
+                if !self.has_link(pod, interface)? {
+                    self.put_link(pod, interface)?;
                 }
-                take_filter(&interface);
+                take_filter(interface);
             }
             Ok::<_, AttachError>(())
         })??;
@@ -97,7 +92,8 @@ impl Kernel {
 
     /// Links go with their pins; filters have to be taken off one by one.
     pub(super) fn unguard(&self, namespace: &Namespace) -> Result<(), AttachError> {
-        namespace.run(|| interfaces().map(|interfaces| interfaces.iter().for_each(take_filter)))??;
+        let interfaces = interfaces(namespace)?;
+        namespace.run(|| interfaces.iter().for_each(take_filter))?;
         clsact::remove_unused(namespace);
         Ok(())
     }
@@ -194,17 +190,4 @@ fn filter(interface: &Interface) -> io::Result<SchedClassifierLink> {
         FILTER_HANDLE,
         None,
     )
-}
-
-/// Every interface of the calling thread's namespace but `lo`.
-fn interfaces() -> Result<Vec<Interface>, AttachError> {
-    let listed = nix::net::if_::if_nameindex().map_err(|errno| AttachError::Interfaces { source: errno.into() })?;
-    Ok(listed
-        .iter()
-        .map(|interface| Interface {
-            name: interface.name().to_string_lossy().into_owned(),
-            index: interface.index(),
-        })
-        .filter(|interface| interface.name != "lo")
-        .collect())
 }

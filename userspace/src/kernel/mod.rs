@@ -8,6 +8,7 @@ mod clsact;
 mod config;
 mod error;
 mod guard;
+pub mod interfaces;
 mod mirror;
 mod mounts;
 mod netlink;
