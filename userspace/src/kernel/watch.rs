@@ -76,10 +76,15 @@ fn carries_others(attributes: &[LinkAttribute]) -> bool {
 
 /// Every address of the namespace but the loopback ones, in order.
 pub fn addresses(namespace: &Namespace) -> Result<Vec<IpAddr>, NetlinkError> {
-    let mut request = AddressMessage::default();
-    request.header.family = AddressFamily::Unspec;
-    let mut addresses: Vec<_> = Rtnl::open(namespace)?
-        .dump("list addresses", RouteNetlinkMessage::GetAddress(request))?
+    let mut netlink = Rtnl::open(namespace)?;
+    let mut answers = Vec::new();
+    // Asked for all families at once, the kernel takes its lock for all networking.
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = AddressMessage::default();
+        request.header.family = family;
+        answers.extend(netlink.dump("list addresses", RouteNetlinkMessage::GetAddress(request))?);
+    }
+    let mut addresses: Vec<_> = answers
         .into_iter()
         .filter_map(|answer| {
             if let RouteNetlinkMessage::NewAddress(address) = answer {
