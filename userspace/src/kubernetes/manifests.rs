@@ -28,7 +28,7 @@ use watching::Watching;
 
 /// Events come in flocks: this much quiet ends one, and no flock lasts longer than `FLOCK`.
 const QUIET: Duration = Duration::from_millis(5);
-const FLOCK: Duration = Duration::from_millis(50);
+const FLOCK: Duration = Duration::from_millis(10);
 /// Why a directory cannot be a source at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
