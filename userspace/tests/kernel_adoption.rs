@@ -60,7 +60,7 @@ fn a_killed_daemons_pods_stay_closed_until_the_next_one_adopts_them() {
 
     let before = world.links();
     let _listeners = listen(&kernel, adopted[0].number, &world.a);
-    kernel.attach_pod(adopted[0].number, &world.a).unwrap();
+    attach(&kernel, adopted[0].number, &world.a);
     assert_eq!(world.links(), before, "the links are the same, their programs new");
     for (own, peer) in A.into_iter().zip(B) {
         assert_answered(dial(&world.a, at(peer, 8080)), "Outbound", at(peer, 8080));
@@ -84,7 +84,7 @@ fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
     other
         .set_listeners(a.number, &a.listeners.try_clone().unwrap())
         .unwrap();
-    other.attach_pod(a.number, &world.a).unwrap();
+    attach(&other, a.number, &world.a);
     let b = capture(&other, &world.b, B, &strict());
     other.sync_ranges(&Default::default()).unwrap();
     drop(other);
@@ -102,9 +102,9 @@ fn a_daemon_that_goes_on_after_another_had_the_node_knows_what_that_one_did() {
     // What the other wrote is known: the ranges are written anew, and B keeps its number.
     assert!(first.sync_ranges(&ranges()).unwrap().written > 0);
     assert_eq!(first.number_for(world.b.cookie()).unwrap(), b.number);
-    first.attach_pod(a.number, &world.a).unwrap();
+    attach(&first, a.number, &world.a);
     let _listeners = listen(&first, b.number, &world.b);
-    first.attach_pod(b.number, &world.b).unwrap();
+    attach(&first, b.number, &world.b);
     assert_answered(dial(&world.a, at(B[0], 8080)), "Outbound", at(B[0], 8080));
     assert_answered(dial(&world.b, at(A[0], 8080)), "Outbound", at(A[0], 8080));
     assert!(
@@ -136,7 +136,7 @@ fn a_pod_that_was_not_steered_yet_when_the_daemon_ended_is_left_alone() {
     let kernel = world.open();
     let number = kernel.number_for(world.a.cookie()).unwrap();
     kernel.set_policy(number, &strict()).unwrap();
-    kernel.attach_pod(number, &world.a).unwrap();
+    attach(&kernel, number, &world.a);
     serve(&world.a, A[0], 8080);
     assert_fails(dial(&world.b, at(A[0], 8080)), ErrorKind::ConnectionRefused);
     drop(kernel);

@@ -233,7 +233,7 @@ fn a_client_that_reuses_its_port_after_we_closed_first_connects_at_once_in_both_
     close_first(&listeners.outbound);
     close_first(&listeners.plaintext);
     kernel.set_listeners(number, &listeners).unwrap();
-    kernel.attach_pod(number, &world.a).unwrap();
+    attach(&kernel, number, &world.a);
     kernel.steer(number, world.a.cookie()).unwrap();
     for (own, peer) in A.into_iter().zip(B) {
         let inbound = reuse_port_after_time_wait(&world.b, at(peer, 33333), at(own, 8080));

@@ -84,7 +84,7 @@ fn a_link_takes_the_place_of_a_pods_filter_and_a_release_leaves_neither() {
         drop(kernel);
         let kernel = Kernel::open(&world.config).unwrap();
         let _listeners = listen(&kernel, a.number, &world.a);
-        kernel.attach_pod(a.number, &world.a).unwrap();
+        attach(&kernel, a.number, &world.a);
         assert_eq!(
             (has_clsact(&world), guard_links(&world)),
             (!is_linked, usize::from(is_linked)),
@@ -130,7 +130,7 @@ fn a_filter_of_an_earlier_daemon_is_replaced_and_taken_off_at_release() {
     assert_eq!(filters(&world), 1);
     drop(first);
     let second = world.open();
-    second.attach_pod(a.number, &world.a).unwrap();
+    attach(&second, a.number, &world.a);
     assert_eq!(filters(&world), 1);
     second.stop_steering(a.number).unwrap();
     second.detach_pod(a.number, Some(&world.a)).unwrap();

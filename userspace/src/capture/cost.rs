@@ -4,7 +4,7 @@
 use super::{
     plan::{Scope, plan},
     tables::Told,
-    tests::Recorder,
+    testing::Recorder,
 };
 use crate::mesh::{fixtures, map::visited};
 use std::{collections::BTreeMap, sync::Arc, time::Instant};

@@ -31,6 +31,7 @@ pub trait KernelSide: Send + Sync {
     fn set_policy(&self, pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(&self, pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
     fn set_listeners(&self, pod: PodNumber, listeners: &PodListeners) -> Result<(), MapError>;
+    fn guard_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn attach_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn guard_interface(&self, pod: PodNumber, namespace: &Namespace, interface: &str) -> Result<(), AttachError>;
     fn link_guards(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
@@ -67,6 +68,7 @@ delegate! {
     fn set_policy(pod: PodNumber, policy: &PodPolicy) -> Result<(), MapError>;
     fn set_addresses(pod: PodNumber, addresses: &BTreeSet<IpAddr>) -> Result<(), MapError>;
     fn set_listeners(pod: PodNumber, listeners: &PodListeners) -> Result<(), MapError>;
+    fn guard_pod(pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn attach_pod(pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;
     fn guard_interface(pod: PodNumber, namespace: &Namespace, interface: &str) -> Result<(), AttachError>;
     fn link_guards(pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError>;

@@ -21,7 +21,13 @@ use crate::{
     net::{self, Namespace, NamespaceError, PodListeners},
 };
 use parking_lot::Mutex;
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    panic::resume_unwind,
+    sync::Arc,
+    thread::{self, ScopedJoinHandle},
+};
 
 /// A captured pod.
 pub(super) struct Pod {
@@ -129,8 +135,8 @@ fn forwards(namespace: &Namespace) -> Result<bool, CaptureError> {
         && sysctls::forwards(namespace).map_err(|source| CaptureError::Sysctls { source })?)
 }
 
-/// Listeners, sysctls, rules and routes, settings, programs, and steering last: no connection is turned round before
-/// somebody is there to take it.
+/// Listeners, settings, sysctls, rules, routes and the guard, arrivals, and steering last: no connection is turned round
+/// before somebody is there to take it.
 fn install(node: &Node, pod: &mut Pod, policy: &PodPolicy) -> Result<(PodListeners, Watch), CaptureError> {
     let kernel = &node.kernel;
     // Before anything is read, so that no change is missed.
@@ -140,12 +146,6 @@ fn install(node: &Node, pod: &mut Pod, policy: &PodPolicy) -> Result<(PodListene
         None => net::listen(&pod.namespace).map_err(|source| CaptureError::Listen { source })?,
     };
 
-    let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
-    pod.before = switch_sysctls(&pod.namespace, &mut routes)?;
-    routes
-        .install(&pod.addresses)
-        .map_err(|source| CaptureError::Routes { source })?;
-
     kernel
         .set_policy(pod.number, policy)
         .map_err(|source| CaptureError::Settings { source })?;
@@ -153,13 +153,41 @@ fn install(node: &Node, pod: &mut Pod, policy: &PodPolicy) -> Result<(PodListene
     kernel
         .set_listeners(pod.number, &listeners)
         .map_err(|source| CaptureError::Settings { source })?;
-    kernel
-        .attach_pod(pod.number, &pod.namespace)
+
+    let (number, namespace) = (pod.number, pod.namespace.clone());
+    let guard = || kernel.guard_pod(number, &namespace);
+    // Each waits for the kernel's networking, and on a busy node for long.
+    let (guarded, routed) = side_by_side(&guard, || route(pod));
+    routed?;
+    guarded
+        .and_then(|()| kernel.attach_pod(pod.number, &pod.namespace))
         .map_err(|source| CaptureError::Attach { source })?;
     kernel
         .steer(pod.number, pod.namespace.cookie())
         .map_err(|source| CaptureError::Steer { source })?;
     Ok((listeners, watch))
+}
+
+/// Runs `there` on a thread of its own, if there is one to be had.
+fn side_by_side<T: Send, H>(there: &(impl Fn() -> T + Sync), here: impl FnOnce() -> H) -> (T, H) {
+    thread::scope(|scope| {
+        let running = thread::Builder::new().spawn_scoped(scope, there);
+        let here = here();
+        let there = match running.map(ScopedJoinHandle::join) {
+            Ok(Ok(done)) => done,
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(_) => there(),
+        };
+        (there, here)
+    })
+}
+
+fn route(pod: &mut Pod) -> Result<(), CaptureError> {
+    let mut routes = Routes::open(&pod.namespace).map_err(|source| CaptureError::Routes { source })?;
+    pod.before = switch_sysctls(&pod.namespace, &mut routes)?;
+    routes
+        .install(&pod.addresses)
+        .map_err(|source| CaptureError::Routes { source })
 }
 
 /// What the sysctls were is noted in the namespace before they change, so that whoever releases the pod knows it.

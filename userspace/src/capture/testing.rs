@@ -131,6 +131,10 @@ impl KernelSide for Recorder {
         drop(self.slow.blocking_lock());
         Ok(())
     }
+    fn guard_pod(&self, pod: PodNumber, _: &Namespace) -> Result<(), AttachError> {
+        self.note("guard_pod", pod.get().to_string())?;
+        Ok(())
+    }
     fn attach_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError> {
         self.namespaces.lock().insert(pod.get(), namespace.clone());
         self.note("attach_pod", pod.get().to_string())?;

@@ -6,7 +6,7 @@ mod inheriting;
 mod refusing;
 mod releasing;
 
-pub(super) use super::testing::*;
+use super::testing::*;
 use super::*;
 use crate::{
     mesh::{MeshSnapshot, Workload},

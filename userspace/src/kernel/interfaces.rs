@@ -28,7 +28,7 @@ const LOOPBACK: &str = "lo";
 /// # Errors
 /// The namespace cannot be entered, or `/proc` is not that of the node.
 pub fn interfaces(namespace: &Namespace) -> Result<Vec<Interface>, InterfacesError> {
-    let listed = namespace.run(|| {
+    namespace.run(|| {
         let table = fs::read_to_string(FILE).map_err(|source| InterfacesError::Read { source })?;
         // One that has no index is gone again.
         let found = names(&table).filter_map(|name| {
@@ -37,8 +37,7 @@ pub fn interfaces(namespace: &Namespace) -> Result<Vec<Interface>, InterfacesErr
             Some(Interface { name, index })
         });
         Ok(found.collect())
-    })?;
-    listed
+    })?
 }
 
 /// Two lines of headings, then a line for each interface: its name, a colon, its counters.

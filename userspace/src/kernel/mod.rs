@@ -191,8 +191,8 @@ impl Kernel {
     }
 }
 
-/// One pod. To capture: `number_for`, `set_policy`, `set_addresses`, `set_listeners`, `attach_pod`, then (with its routes
-/// in place) `steer`. To release: `stop_steering`, drain, remove the routes, `detach_pod`.
+/// One pod. To capture: `number_for`, `set_policy`, `set_addresses`, `set_listeners`, `guard_pod`, then (with its routes in
+/// place) `attach_pod` and `steer`. To release: `stop_steering`, drain, remove the routes, `detach_pod`.
 impl Kernel {
     /// The number of the pod with this namespace cookie: the one it has, or a free one. Taken until `detach_pod`.
     pub fn number_for(&self, cookie: u64) -> Result<PodNumber, MapError> {

@@ -12,23 +12,25 @@ use std::os::fd::AsFd;
 use warren_common::{PodNumber, tables::names};
 
 impl Kernel {
-    /// Attaches the arrival program to the namespace and the guard to each of its interfaces but `lo`; replaces those of
-    /// an earlier daemon without a gap. On an error nothing stays attached that was not before.
+    /// Attaches the guard to each interface of the namespace but `lo`; replaces that of an earlier daemon without a gap. On
+    /// an error `detach_pod` takes off what was attached.
+    pub fn guard_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError> {
+        self.make_room(pod)?;
+        self.forget_lost_guards(pod);
+        self.guard(pod, namespace)
+    }
+
+    /// Attaches the arrival program to the namespace; replaces that of an earlier daemon without a gap. On an error nothing
+    /// is attached that was not before.
     pub fn attach_pod(&self, pod: PodNumber, namespace: &Namespace) -> Result<(), AttachError> {
+        self.make_room(pod)?;
+        self.attach_arrival(pod, namespace)
+    }
+
+    fn make_room(&self, pod: PodNumber) -> Result<(), AttachError> {
         self.pods.lock().numbered(pod)?;
         let folder = self.pins.pod(pod);
-        let is_new = !folder.exists();
-        pins::make_folder(&folder).map_err(pin_error(&folder))?;
-        let attached = self.attach_arrival(pod, namespace).and_then(|()| {
-            self.forget_lost_guards(pod);
-            self.guard(pod, namespace)
-        });
-        if attached.is_err() && is_new {
-            // Whatever this leaves behind is found by the next start: it belongs to no steered pod.
-            let _ = self.unguard(namespace);
-            let _ = pins::remove_folder(&folder);
-        }
-        attached
+        pins::make_folder(&folder).map_err(pin_error(&folder))
     }
 
     /// Detaches the programs, forgets the pod and frees its number. `None` if the namespace is gone.

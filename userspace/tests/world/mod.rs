@@ -327,9 +327,14 @@ pub fn capture(kernel: &Kernel, namespace: &Namespace, addresses: [&str; 2], pol
         .set_addresses(number, &addresses.iter().map(|address| ip(address)).collect())
         .unwrap();
     let listeners = listen(kernel, number, namespace);
-    kernel.attach_pod(number, namespace).unwrap();
+    attach(kernel, number, namespace);
     kernel.steer(number, namespace.cookie()).unwrap();
     Captured { number, listeners }
+}
+
+pub fn attach(kernel: &Kernel, number: PodNumber, namespace: &Namespace) {
+    kernel.guard_pod(number, namespace).unwrap();
+    kernel.attach_pod(number, namespace).unwrap();
 }
 
 pub fn listen(kernel: &Kernel, number: PodNumber, namespace: &Namespace) -> PodListeners {

@@ -24,6 +24,7 @@ async fn a_pod_is_steered_last_when_everything_stands_ready() {
             "set_policy 0 Permissive",
             "set_addresses 0 {10.9.0.1, fd09::1}",
             "set_listeners 0",
+            "guard_pod 0",
             "attach_pod 0",
             "steer 0"
         ]

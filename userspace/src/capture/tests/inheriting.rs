@@ -9,7 +9,7 @@ async fn a_taken_over_pod_that_fails_stays_refused_and_is_not_let_go() {
     let Some(mut running) = Running::start("adopt-fails", |namespace| adopting(3, namespace)) else {
         return;
     };
-    running.kernel.fail("set_listeners");
+    running.kernel.fail("attach_pod");
     running.publish_pod(running.pod());
     assert!(matches!(running.event().await, CaptureEvent::Failed { .. }));
     assert_eq!(
