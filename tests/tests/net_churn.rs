@@ -5,9 +5,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::jiff::Timestamp;
 use warren_tests::churn::{Held, asked_time, quantile};
 use warren_tests::process::Follower;
 use warren_tests::wait::wait_until_ok;
@@ -69,7 +70,7 @@ struct Churn {
     flocks: usize,
     alive: VecDeque<Vec<String>>,
     /// Since when a pod that is not captured yet is in the manifests.
-    waiting: HashMap<String, Instant>,
+    waiting: HashMap<String, SystemTime>,
     latencies: Vec<Duration>,
 }
 
@@ -106,7 +107,7 @@ impl Churn {
         world.add_unpublished_pods(specs.collect())?;
         world.publish_pods(names.iter().map(String::as_str).inspect(|name| {
             let place = world.pod(name).namespace.path();
-            self.waiting.insert(place.display().to_string(), Instant::now());
+            self.waiting.insert(place.display().to_string(), SystemTime::now());
         }))?;
         self.alive.push_back(names);
         Ok(())
@@ -138,10 +139,10 @@ impl Churn {
         let begin = Instant::now();
         loop {
             for line in self.daemon.new_lines()? {
-                if let Some(place) = captured_place(&line)
+                if let Some((at, place)) = captured(&line)
                     && let Some(since) = self.waiting.remove(place)
                 {
-                    self.latencies.push(since.elapsed());
+                    self.latencies.push(at.duration_since(since)?);
                 }
             }
             if begin.elapsed() >= time {
@@ -152,10 +153,13 @@ impl Churn {
     }
 }
 
-fn captured_place(line: &str) -> Option<&str> {
-    let (_, fields) = line.split_once("pod captured")?;
+/// When, by the daemon's clock, and where: whoever makes the next pods meanwhile reads it later.
+fn captured(line: &str) -> Option<(SystemTime, &str)> {
+    let (time, rest) = line.split_once(char::is_whitespace)?;
+    let (_, fields) = rest.split_once("pod captured")?;
     let (_, place) = fields.split_once("place=")?;
-    place.split([' ', '"']).find(|word| !word.is_empty())
+    let place = place.split([' ', '"']).find(|word| !word.is_empty())?;
+    Some((time.parse::<Timestamp>().ok()?.into(), place))
 }
 
 #[test]
