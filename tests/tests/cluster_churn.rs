@@ -20,16 +20,24 @@ const REST: Duration = Duration::from_secs(120);
 
 fn held(cluster: &Cluster, node: &str) -> Result<Held> {
     let metric = |name| cluster.metric(node, name, &[]);
-    let pins = match cluster.rig() {
-        Some(rig) => rig.on_node(node, &["find", "/sys/fs/bpf/warren"])?.lines().count(),
-        None => 0,
-    };
+    let pins = pins(cluster, node)?;
+    let of = |program| pins.iter().filter(|pin| pin.contains(program)).count();
+    // A guard becomes a link, which has a pin, when its pod is ten seconds old.
+    ensure!(of("/arrive") <= of("/guard-"), "a guard is no link yet: {pins:?}");
     Ok(Held {
         captured: metric("warren_captured_pods")? as u64,
         tasks: metric("warren_tasks")? as u64,
         descriptors: metric("process_open_fds")? as u64,
-        pins,
+        pins: pins.len(),
     })
+}
+
+fn pins(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
+    let Some(rig) = cluster.rig() else {
+        return Ok(Vec::new());
+    };
+    let found = rig.on_node(node, &["find", "/sys/fs/bpf/warren"])?;
+    Ok(found.lines().map(str::to_owned).collect())
 }
 
 /// What is held once several looks in a row see the same: connections to the API server come and go.

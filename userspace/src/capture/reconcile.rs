@@ -86,8 +86,9 @@ impl CaptureSettings {
 
 /// How often namespaces are looked after and failed steps are tried again.
 const TICK: Duration = Duration::from_millis(500);
-/// How long a pod, or an interface of it, is there before its guard becomes a link. What is gone by then never needed one.
-const LINK_AFTER: Duration = Duration::from_secs(2);
+/// How long a pod, or an interface of it, is there before its guard becomes a link. What is gone by then, a job's pod say,
+/// never needed one.
+const LINK_AFTER: Duration = Duration::from_secs(10);
 /// When linking is tried again after it failed.
 const LINK_AGAIN: Duration = Duration::from_secs(30);
 /// How long pods may take to leave when the mesh is taken off the node.
