@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How long a pod that left the mesh still answers HBONE.
 pub(super) const LINGER: Duration = Duration::from_secs(10);
@@ -238,9 +238,13 @@ impl Pods {
                 attempts,
             } => {
                 self.context.metrics.gauges.capture_failed(error.reason());
-                let (reason, is_final) = (error.reason(), error.is_final());
+                let (reason, is_final, lasts) = (error.reason(), error.is_final(), error.lasts(attempts));
                 let why = format!("{:#}", anyhow::Error::from(error));
-                warn!(%workload, attempts, error = why, "not captured");
+                if lasts {
+                    warn!(%workload, attempts, error = why, "not captured");
+                } else {
+                    debug!(%workload, attempts, error = why, "not captured");
+                }
                 self.announce(|announcements| announcements.failed(workload.clone(), reason, is_final, why.clone()));
                 self.unconfirmed.lock().remove(&workload);
                 self.states.lock().insert(workload, State::Failed { why, is_final });

@@ -7,6 +7,9 @@ use crate::{
 };
 use std::sync::Arc;
 
+/// Attempts, after which what might have passed has not.
+const PASSES: u32 = 5;
+
 /// Why a pod could not be captured, kept up to date or released, by step.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -63,6 +66,11 @@ impl CaptureError {
         )
     }
 
+    /// False for what a pod shows that is being taken down, or not all there yet: it passes within a second or two.
+    pub fn lasts(&self, attempts: u32) -> bool {
+        attempts >= PASSES || !matches!(self, Self::NoProcess | Self::Routes { .. })
+    }
+
     /// One word, for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -87,5 +95,18 @@ impl CaptureError {
             Self::Sockets { .. } => "sockets",
             Self::Interrupted => "interrupted",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pods_end_looks_like_lasts_only_after_several_attempts() {
+        assert!(!CaptureError::NoProcess.lasts(1));
+        assert!(!CaptureError::NoProcess.lasts(PASSES - 1));
+        assert!(CaptureError::NoProcess.lasts(PASSES));
+        assert!(CaptureError::Forwards.lasts(1));
     }
 }

@@ -232,13 +232,12 @@ pub(super) fn refresh(node: &Node, pod: &Pod) -> Result<(), CaptureError> {
         .are_complete()
         .map_err(|source| CaptureError::Routes { source })?
     {
-        tracing::warn!(workload = %pod.workload, "somebody removed the pod's rules or routes, they are put back");
         routes
             .install_note(pod.before.to_bits())
+            .and_then(|()| routes.install(&pod.addresses))
             .map_err(|source| CaptureError::Routes { source })?;
-        routes
-            .install(&pod.addresses)
-            .map_err(|source| CaptureError::Routes { source })?;
+        // Said afterwards: whoever takes a pod down removes them, too, and they cannot be put back then.
+        tracing::warn!(workload = %pod.workload, "somebody removed the pod's rules or routes, they have been put back");
     }
     for interface in interfaces(&pod.namespace)? {
         node.kernel

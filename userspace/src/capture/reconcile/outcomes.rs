@@ -26,7 +26,12 @@ impl Reconciler {
                 if let Some(captured) = self.entries.captured(&pod.workload) {
                     captured.refresh = outcome.as_ref().err().map(|error| {
                         let attempts = captured.refresh.map_or(0, |(attempts, _)| attempts).saturating_add(1);
-                        warn!(workload = %pod.workload, attempts, error = error as &dyn Error, "a pod is not up to date");
+                        let source = error as &dyn Error;
+                        if error.lasts(attempts) {
+                            warn!(workload = %pod.workload, attempts, error = source, "a pod is not up to date");
+                        } else {
+                            debug!(workload = %pod.workload, attempts, error = source, "a pod is not up to date");
+                        }
                         (attempts, Instant::now() + back_off(attempts))
                     });
                 }
