@@ -27,7 +27,11 @@ fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
         .args([
             "sh",
             "-c",
-            &format!("kubectl get crds >{}; sleep 1000", begun.display()),
+            // Told once kubectl has ended: a shell may take its orderly end at Ctrl-C for its own going on.
+            &format!(
+                "kubectl get crds >{0}.part; mv {0}.part {0}; exec sleep 1000",
+                begun.display()
+            ),
         ])
         .env("P", PREFIX)
         .env("RUN", &run)
