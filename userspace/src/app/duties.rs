@@ -121,28 +121,35 @@ impl Duties {
         }
     }
 
-    /// A task that is dropped when the term ends, and then lives on in name: its end would be a failure.
     fn until<T: Future<Output = ()> + Send + 'static>(
         &self,
         stop: &CancellationToken,
         busy: &mpsc::Sender<Infallible>,
         task: T,
     ) -> impl Future<Output = ()> + Send + 'static {
-        let (stop, busy, draining) = (stop.clone(), busy.clone(), self.shutdown.draining());
-        async move {
-            let mut draining = std::pin::pin!(draining);
-            let has_ended = tokio::select! {
-                () = stop.cancelled() => false,
-                // Who waits for an answer is told.
-                () = &mut draining => return stop.cancel(),
-                () = task => true,
-            };
-            drop(busy);
-            if !has_ended {
-                draining.await;
-            }
+        until(stop.clone(), busy.clone(), self.shutdown.draining(), task)
+    }
+}
+
+/// `task`, which is dropped when its term is stopped, unless it ends by itself then; and then lives on in name, for its end
+/// would be a failure.
+async fn until(
+    stop: CancellationToken,
+    busy: mpsc::Sender<Infallible>,
+    draining: impl Future<Output = ()>,
+    task: impl Future<Output = ()>,
+) {
+    let mut draining = std::pin::pin!(draining);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        // Who waits for an answer is told.
+        () = &mut draining => return stop.cancel(),
+        () = task => if !stop.is_cancelled() {
+            return;
         }
     }
+    drop(busy);
+    draining.await;
 }
 
 /// Leaves word for the plugin which namespaces are in the mesh, as they change.
@@ -180,5 +187,40 @@ async fn keep_kubeconfig(folders: Folders, given: Option<PathBuf>) {
             Err(error) => warn!(%error, "the CNI plugin has no way to the API server"),
         }
         tokio::time::sleep(TOKEN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    /// Often enough that whoever is asked first of two that are ready has been each of them.
+    const OFTEN: usize = 64;
+
+    #[tokio::test]
+    async fn a_duty_that_ends_because_its_term_is_stopped_is_no_failure() {
+        for _ in 0..OFTEN {
+            let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
+            let (busy, mut running) = mpsc::channel(1);
+            let answering = stop.clone().cancelled_owned();
+            let mut duty = std::pin::pin!(until(stop.clone(), busy, draining.clone().cancelled_owned(), answering));
+            assert!(duty.as_mut().now_or_never().is_none());
+            stop.cancel();
+            assert!(
+                duty.as_mut().now_or_never().is_none(),
+                "it ended, which is a failure of an essential task"
+            );
+            assert!(running.recv().now_or_never().is_some(), "it has stopped");
+            draining.cancel();
+            assert!(duty.as_mut().now_or_never().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_duty_that_ends_by_itself_is_a_failure() {
+        let (busy, _running) = mpsc::channel(1);
+        let duty = until(CancellationToken::new(), busy, std::future::pending(), async {});
+        assert!(duty.now_or_never().is_some());
     }
 }
