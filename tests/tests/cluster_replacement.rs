@@ -56,6 +56,7 @@ fn a_rolling_update_of_the_daemons_fails_no_new_connection() -> Result<()> {
     let listen = PORTS.map(|port| format!("--listen=[::]:{port}"));
     let server = namespace.inside("server", &load)?.arg("serve").args(listen).spawn()?;
     server.wait_for_line("listening", DEADLINE)?;
+    let started = cluster().daemon_starts()?;
     let before: Vec<String> = nodes.iter().map(|node| cluster().daemon(node)).collect::<Result<_>>()?;
 
     let to = namespace.address("server")?.parse()?;
@@ -74,6 +75,11 @@ fn a_rolling_update_of_the_daemons_fails_no_new_connection() -> Result<()> {
     );
     ensure!(connects.errors == 0, "{connects:?}");
     ensure!(connects.rate.operations > FEWEST, "too few: {connects:?}");
+    // Who gives its node away waits to be told to end: had it ended, kubelet would have started it again, to take the node back.
+    for (pod, starts) in cluster().daemon_starts()? {
+        let wanted = started.get(&pod).copied().unwrap_or(1);
+        ensure!(starts == wanted, "{pod} was started {starts} times, not {wanted}");
+    }
     // The daemons are others, and it is they who served at the end.
     for (node, before) in nodes.iter().zip(&before) {
         ensure!(

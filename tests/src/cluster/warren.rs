@@ -3,7 +3,7 @@
 use super::{Cluster, PATIENCE};
 use crate::wait::wait_until_ok;
 use anyhow::{Context, Result, ensure};
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeMap, process::Command, time::Duration};
 
 pub const NAMESPACE: &str = "warren-system";
 const ROLLOUT: Duration = Duration::from_secs(300);
@@ -139,6 +139,34 @@ impl Cluster {
             "jsonpath={.items[-1:].metadata.name}",
         ];
         self.kubectl.run(words)
+    }
+
+    /// How often the container of each daemon's pod has been started, by pod, as far back as the cluster's Events go.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn daemon_starts(&self) -> Result<BTreeMap<String, u32>> {
+        let words = [
+            "-n",
+            NAMESPACE,
+            "get",
+            "events",
+            "--field-selector=reason=Started",
+            "-o",
+            "jsonpath={range .items[*]}{.involvedObject.name} {.count}{\"\\n\"}{end}",
+        ];
+        let mut starts = BTreeMap::new();
+        for line in self
+            .kubectl
+            .run(words)?
+            .lines()
+            .filter(|line| line.starts_with("warren-node-"))
+        {
+            let (pod, count) = line.split_once(' ').unwrap_or((line, "1"));
+            let count: u32 = count.parse().with_context(|| format!("no count: {line:?}"))?;
+            *starts.entry(pod.to_owned()).or_default() += count;
+        }
+        Ok(starts)
     }
 
     /// Waits for a line of the access log of a node's daemon that holds all of these words.
