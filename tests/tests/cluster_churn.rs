@@ -9,10 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 use warren_tests::churn::{Held, asked_time, quantile};
-use warren_tests::cluster::{Cluster, PodShape, SYSTEM, cluster, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, PodShape, SYSTEM, cluster, meshed};
 use warren_tests::wait::wait_until_ok;
 
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 /// Pods at once.
 const FLOCK: u32 = 16;
 /// In which a job's pods are gone, and what they cost with them.

@@ -3,32 +3,8 @@
 
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
-use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, cluster, meshed};
+use warren_tests::cluster::{AMBIENT, Namespace, PATIENCE, PodShape, cluster, meshed};
 use warren_tests::wait_until;
-
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
-
-/// A client on the first node and a server on the second, ready; and the names of the nodes.
-fn pair<'c>(cluster: &'c Cluster, stem: &str, labels: &str) -> Result<(Namespace<'c>, Vec<String>)> {
-    let nodes = cluster.nodes()?;
-    let namespace = cluster.namespace(stem, labels)?;
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.ready(&["web", "db"])?;
-    Ok((namespace, nodes))
-}
-
-fn on(node: &str) -> PodShape<'_> {
-    PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    }
-}
-
-fn both_captured(namespace: &Namespace<'_>, wanted: bool) -> Result<()> {
-    namespace.captured("web", wanted)?;
-    namespace.captured("db", wanted)
-}
 
 /// What db gives in 40 portions over about eight seconds: a file of random bytes, whose checksum it prints once.
 const PREPARE: &str = "mkdir -p /tmp/w/cgi-bin; dd if=/dev/urandom of=/tmp/data bs=256k count=40 2>/dev/null; \
@@ -76,11 +52,11 @@ fn warren_becomes_ready_on_every_node() -> Result<()> {
 
 #[test]
 fn traffic_between_nodes_is_hbone_with_both_identities_soon_after_the_label() -> Result<()> {
-    let (namespace, nodes) = pair(meshed(), "label", "")?;
+    let (namespace, nodes) = meshed().pair("label", "")?;
     namespace.answered("web", "db")?;
     let labelled = Instant::now();
     namespace.enrol(true)?;
-    both_captured(&namespace, true)?;
+    namespace.pair_captured(true)?;
     let captured = labelled.elapsed();
     namespace.answered("web", "db")?;
     let (client, server) = (namespace.identity("web"), namespace.identity("db"));
@@ -98,29 +74,29 @@ fn traffic_between_nodes_is_hbone_with_both_identities_soon_after_the_label() ->
 
 #[test]
 fn a_transfer_that_is_open_when_the_label_comes_ends_intact() -> Result<()> {
-    let (namespace, _) = pair(meshed(), "open", "")?;
+    let (namespace, _) = meshed().pair("open", "")?;
     transfer_across(&namespace, || {
         namespace.enrol(true)?;
-        both_captured(&namespace, true)
+        namespace.pair_captured(true)
     })
 }
 
 #[test]
 fn a_transfer_that_is_open_when_the_label_goes_ends_intact() -> Result<()> {
-    let (namespace, _) = pair(meshed(), "close", AMBIENT)?;
-    both_captured(&namespace, true)?;
+    let (namespace, _) = meshed().pair("close", AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.answered("web", "db")?;
     transfer_across(&namespace, || namespace.enrol(false))?;
-    both_captured(&namespace, false)
+    namespace.pair_captured(false)
 }
 
 #[test]
 fn pods_of_an_unlabelled_namespace_are_released_and_still_reach_each_other() -> Result<()> {
-    let (namespace, nodes) = pair(meshed(), "release", AMBIENT)?;
-    both_captured(&namespace, true)?;
+    let (namespace, nodes) = meshed().pair("release", AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.answered("web", "db")?;
     namespace.enrol(false)?;
-    both_captured(&namespace, false)?;
+    namespace.pair_captured(false)?;
     namespace.answered("web", "db")?;
     let before = cluster().metric(&nodes[1], "istio_tcp_connections_opened_total", &[&namespace.name])?;
     namespace.answered("web", "db")?;
@@ -132,8 +108,8 @@ fn pods_of_an_unlabelled_namespace_are_released_and_still_reach_each_other() -> 
 
 #[test]
 fn a_service_is_reached_by_name_by_vip_and_by_pod_address() -> Result<()> {
-    let (namespace, _) = pair(meshed(), "names", AMBIENT)?;
-    both_captured(&namespace, true)?;
+    let (namespace, _) = meshed().pair("names", AMBIENT)?;
+    namespace.pair_captured(true)?;
     let vip = namespace.kubectl(&["get", "service", "db", "-o", "jsonpath={.spec.clusterIP}"])?;
     let pod = format!("{}:8080", namespace.address("db")?);
     let full = format!("db.{}.svc.cluster.local", namespace.name);
@@ -148,10 +124,10 @@ fn two_pods_of_one_node_speak_through_the_mesh_too() -> Result<()> {
     let cluster = meshed();
     let node = cluster.nodes()?.remove(0);
     let namespace = cluster.namespace("one", AMBIENT)?;
-    namespace.client("web", &on(&node))?;
-    namespace.server("db", &on(&node))?;
+    namespace.client("web", &PodShape::on(&node))?;
+    namespace.server("db", &PodShape::on(&node))?;
     namespace.ready(&["web", "db"])?;
-    both_captured(&namespace, true)?;
+    namespace.pair_captured(true)?;
     namespace.answered("web", "db")?;
     cluster.access_line(
         &node,
@@ -167,9 +143,9 @@ fn a_pod_that_opts_out_stays_outside_and_is_still_reached() -> Result<()> {
     let namespace = cluster.namespace("optout", AMBIENT)?;
     let out = PodShape {
         labels: "istio.io/dataplane-mode: none",
-        ..on(&nodes[1])
+        ..PodShape::on(&nodes[1])
     };
-    namespace.client("web", &on(&nodes[0]))?;
+    namespace.client("web", &PodShape::on(&nodes[0]))?;
     namespace.server("db", &out)?;
     namespace.ready(&["web", "db"])?;
     namespace.captured("web", true)?;
@@ -184,10 +160,10 @@ fn a_pod_of_the_hosts_network_is_never_captured() -> Result<()> {
     let namespace = cluster.namespace("host", AMBIENT)?;
     let host = PodShape {
         spec: "hostNetwork: true",
-        ..on(&nodes[0])
+        ..PodShape::on(&nodes[0])
     };
     namespace.client("web", &host)?;
-    namespace.server("db", &on(&nodes[1]))?;
+    namespace.server("db", &PodShape::on(&nodes[1]))?;
     namespace.ready(&["web", "db"])?;
     namespace.captured("db", true)?;
     ensure!(namespace.answered("web", &format!("{}:8080", namespace.address("db")?))? == "db");
@@ -196,7 +172,7 @@ fn a_pod_of_the_hosts_network_is_never_captured() -> Result<()> {
 
 #[test]
 fn a_pod_alone_may_be_labelled() -> Result<()> {
-    let (namespace, _) = pair(meshed(), "alone", "")?;
+    let (namespace, _) = meshed().pair("alone", "")?;
     namespace.kubectl(&["label", "pod", "db", "istio.io/dataplane-mode=ambient"])?;
     namespace.captured("db", true)?;
     namespace.answered("web", "db")?;
@@ -205,11 +181,11 @@ fn a_pod_alone_may_be_labelled() -> Result<()> {
 
 #[test]
 fn a_name_that_is_used_again_belongs_to_the_new_pod() -> Result<()> {
-    let (namespace, nodes) = pair(meshed(), "again", AMBIENT)?;
-    both_captured(&namespace, true)?;
+    let (namespace, nodes) = meshed().pair("again", AMBIENT)?;
+    namespace.pair_captured(true)?;
     for _ in 0..3 {
         namespace.kubectl(&["delete", "pod", "db", "--now"])?;
-        namespace.server("db", &on(&nodes[0]))?;
+        namespace.server("db", &PodShape::on(&nodes[0]))?;
         namespace.ready(&["db"])?;
         namespace.captured("db", true)?;
         ensure!(namespace.answered("web", "db")? == "db");

@@ -4,10 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{process::Command, sync::OnceLock, time::Duration};
-use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, Rig, SYSTEM, Told, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, Namespace, PATIENCE, PodShape, Rig, SYSTEM, Told, meshed};
 use warren_tests::wait::wait_until_ok;
 
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 const REMOVAL: Duration = Duration::from_secs(90);
 /// Everything on a node, and in the namespaces of its pods, that Warren could have left.
 const TRACES: &str = "ls -d /sys/fs/bpf/warren* /opt/cni/bin/warren-cni /etc/cni/net.d/warren /run/warren/* 2>/dev/null; \
@@ -81,17 +80,8 @@ fn is_named(cluster: &Cluster, name: &str, subject: &str) -> Result<()> {
 }
 
 fn pair<'c>(cluster: &'c Cluster, stem: &str) -> Result<(Namespace<'c>, Vec<String>)> {
-    let nodes = cluster.nodes()?;
-    let namespace = cluster.namespace(stem, AMBIENT)?;
-    let on = |node| PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    };
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.ready(&["web", "db"])?;
-    namespace.captured("web", true)?;
-    namespace.captured("db", true)?;
+    let (namespace, nodes) = cluster.pair(stem, AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.answered("web", "db")?;
     Ok((namespace, nodes))
 }

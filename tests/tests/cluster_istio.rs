@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::process::Command;
-use warren_tests::cluster::{Cluster, PATIENCE, PodShape, Rig, SYSTEM, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, PATIENCE, Rig, STRICT, SYSTEM, meshed};
 use warren_tests::wait::wait_until_ok;
 
 const VALUES: [&str; 5] = [
@@ -13,9 +13,6 @@ const VALUES: [&str; 5] = [
     "ca.rootConfigMap=istio-ca-root-cert",
     "ca.tokenAudience=istio-ca",
 ];
-const MESH: &str = "istio.io/dataplane-mode: ambient";
-const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
-                      spec: {mtls: {mode: STRICT}}}";
 
 /// Warren with istiod as its CA, both gone when dropped.
 struct Installed<'c> {
@@ -92,18 +89,9 @@ fn a_mesh_without_a_controller_runs_on_istiods_certificates_and_outlives_istiod(
     }
     let cluster = meshed();
     let Some(rig) = cluster.rig() else { return Ok(()) };
-    let nodes = cluster.nodes()?;
     let _installed = Installed::beside_istiod(cluster, rig)?;
-    let namespace = cluster.namespace("istiod", MESH)?;
-    let on = |node| PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    };
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.ready(&["web", "db"])?;
-    namespace.captured("web", true)?;
-    namespace.captured("db", true)?;
+    let (namespace, nodes) = cluster.pair("istiod", AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.apply(STRICT)?;
     let to = format!("{}:8080", namespace.address("db")?);
     namespace.answered("web", &to)?;

@@ -6,33 +6,18 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, Rig, cluster, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, Namespace, PATIENCE, PodShape, Rig, STRICT, cluster, meshed};
 use warren_tests::wait::{DEADLINE, http_get, wait_until_ok};
 
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
-const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
-                      spec: {mtls: {mode: STRICT}}}";
 /// A daemon pauses three seconds at most before it asks an API server again that was away; the rest is for kubectl.
 const SOON: Duration = Duration::from_secs(30);
 /// How long the API server stays away.
 const AWAY: Duration = Duration::from_secs(120);
 
-fn on(node: &str) -> PodShape<'_> {
-    PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    }
-}
-
 /// Web on the first node, db on the second, both captured and under STRICT, so that every answer came through the mesh.
 fn pair<'c>(cluster: &'c Cluster, stem: &str) -> Result<(Namespace<'c>, Vec<String>)> {
-    let nodes = cluster.nodes()?;
-    let namespace = cluster.namespace(stem, AMBIENT)?;
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.ready(&["web", "db"])?;
-    namespace.captured("web", true)?;
-    namespace.captured("db", true)?;
+    let (namespace, nodes) = cluster.pair(stem, AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.apply(STRICT)?;
     namespace.answered("web", "db")?;
     Ok((namespace, nodes))
@@ -139,7 +124,7 @@ fn move_pod(rig: Rig<'_>, node: &str, namespace: &str, pod: &str) -> Result<()> 
 fn no_connection_fails_while_the_api_server_is_away_and_what_moved_is_right_at_once_after() -> Result<()> {
     let Some(rig) = cluster().rig() else { return Ok(()) };
     let (namespace, nodes) = pair(meshed(), "away")?;
-    namespace.server("moved", &on(&nodes[1]))?;
+    namespace.server("moved", &PodShape::on(&nodes[1]))?;
     namespace.ready(&["moved"])?;
     namespace.captured("moved", true)?;
     namespace.answered("web", "moved")?;
@@ -196,7 +181,7 @@ fn etcd_restarts_and_no_connection_fails_and_the_next_label_counts() -> Result<(
     let traffic = Traffic::start(&namespace)?;
     rig.run(&["stop", "etcd"])?;
     rig.run(&["start", "etcd"])?;
-    namespace.server("later", &on(&nodes[0]))?;
+    namespace.server("later", &PodShape::on(&nodes[0]))?;
     namespace.ready(&["later"])?;
     namespace.captured("later", true)?;
     namespace.answered("web", "later")?;

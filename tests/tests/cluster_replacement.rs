@@ -4,12 +4,11 @@ use anyhow::{Context, Result, ensure};
 use std::time::Instant;
 use warren_tests::{
     DEADLINE,
-    cluster::{Namespace, PodShape, cluster, meshed},
+    cluster::{AMBIENT, Namespace, PodShape, cluster, meshed},
     load::Traffic,
     mesh::binary,
 };
 
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
 /// So many that the client's own ports, each of which rests a minute after use, last for any rate.
 const PORTS: [u16; 4] = [7001, 7002, 7003, 7004];
 /// New connections a second, as far as the machine goes.
@@ -28,17 +27,10 @@ fn wanted_rate() -> Result<f64> {
     }
 }
 
-fn on(node: &str) -> PodShape<'_> {
-    PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    }
-}
-
 fn captured<'c>(names: &[String]) -> Result<Namespace<'c>> {
     let namespace = meshed().namespace("replaced", AMBIENT)?;
-    namespace.client("client", &on(&names[0]))?;
-    namespace.client("server", &on(&names[1]))?;
+    namespace.client("client", &PodShape::on(&names[0]))?;
+    namespace.client("server", &PodShape::on(&names[1]))?;
     namespace.ready(&["client", "server"])?;
     for pod in ["client", "server"] {
         namespace.captured(pod, true)?;

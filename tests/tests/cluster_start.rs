@@ -6,21 +6,11 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, cluster, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, Namespace, PATIENCE, PodShape, STRICT, cluster, meshed};
 
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
-const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
-                      spec: {mtls: {mode: STRICT}}}";
 const PODS: u32 = 100;
 /// In which they all have run. Pods that wait for a daemon are tried again by the kubelet, later each time.
 const ALL_PODS: Duration = Duration::from_secs(600);
-fn on(node: &str) -> PodShape<'_> {
-    PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    }
-}
-
 /// A server that answers nobody but the mesh.
 fn strict_server<'c>(cluster: &'c Cluster, stem: &str) -> Result<Namespace<'c>> {
     let namespace = cluster.namespace(stem, AMBIENT)?;
@@ -106,9 +96,9 @@ fn without_a_daemon_a_pod_outside_starts_and_one_of_the_mesh_waits_and_is_then_c
     cluster.withdraw_daemons()?;
 
     // While there is no daemon: it would wait for ever.
-    outside.client("web", &on(&node))?;
+    outside.client("web", &PodShape::on(&node))?;
     outside.ready(&["web"])?;
-    inside.client("web", &on(&node))?;
+    inside.client("web", &PodShape::on(&node))?;
     let state = [
         "get",
         "pod",

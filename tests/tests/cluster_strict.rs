@@ -3,31 +3,16 @@
 
 use anyhow::{Context, Result, ensure};
 use std::{thread, time::Duration};
-use warren_tests::cluster::{Cluster, Namespace, PATIENCE, PodShape, cluster, meshed};
+use warren_tests::cluster::{AMBIENT, Cluster, Namespace, PATIENCE, PodShape, STRICT, cluster, meshed};
 use warren_tests::wait::wait_until_ok;
 
 /// Of the servers.
 const PORT: u16 = 8080;
-const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
-const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
-                      spec: {mtls: {mode: STRICT}}}";
-
-fn on(node: &str) -> PodShape<'_> {
-    PodShape {
-        node: Some(node),
-        ..PodShape::default()
-    }
-}
 
 /// A captured server on the second node of a namespace that is STRICT, and the names of the nodes.
 fn strict<'c>(cluster: &'c Cluster, stem: &str) -> Result<(Namespace<'c>, Vec<String>)> {
-    let nodes = cluster.nodes()?;
-    let namespace = cluster.namespace(stem, AMBIENT)?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.ready(&["db", "web"])?;
-    namespace.captured("db", true)?;
-    namespace.captured("web", true)?;
+    let (namespace, nodes) = cluster.pair(stem, AMBIENT)?;
+    namespace.pair_captured(true)?;
     namespace.apply(STRICT)?;
     Ok((namespace, nodes))
 }
@@ -47,7 +32,7 @@ fn db(namespace: &Namespace<'_>) -> Result<String> {
 #[test]
 fn a_client_of_the_mesh_is_answered_under_strict_and_one_outside_is_refused() -> Result<()> {
     let (namespace, nodes) = strict(meshed(), "strict")?;
-    let outside = outsider(cluster(), &on(&nodes[0]))?;
+    let outside = outsider(cluster(), &PodShape::on(&nodes[0]))?;
     let to = db(&namespace)?;
     outside.refused("web", &to)?;
     namespace.answered("web", &to)?;
@@ -57,7 +42,7 @@ fn a_client_of_the_mesh_is_answered_under_strict_and_one_outside_is_refused() ->
 #[test]
 fn without_strict_a_client_outside_is_answered() -> Result<()> {
     let (namespace, nodes) = strict(meshed(), "permissive")?;
-    let outside = outsider(cluster(), &on(&nodes[0]))?;
+    let outside = outsider(cluster(), &PodShape::on(&nodes[0]))?;
     let to = db(&namespace)?;
     outside.refused("web", &to)?;
     namespace.kubectl(&["delete", "peerauthentication", "strict"])?;
@@ -68,7 +53,7 @@ fn without_strict_a_client_outside_is_answered() -> Result<()> {
 #[test]
 fn a_process_of_another_pod_of_the_same_node_is_refused_under_strict() -> Result<()> {
     let (namespace, nodes) = strict(meshed(), "samenode")?;
-    let outside = outsider(cluster(), &on(&nodes[1]))?;
+    let outside = outsider(cluster(), &PodShape::on(&nodes[1]))?;
     outside.refused("web", &db(&namespace)?)
 }
 
@@ -77,7 +62,7 @@ fn a_host_network_pod_of_the_same_node_is_refused_under_strict() -> Result<()> {
     let (namespace, nodes) = strict(meshed(), "hostpod")?;
     let host = PodShape {
         spec: "hostNetwork: true",
-        ..on(&nodes[1])
+        ..PodShape::on(&nodes[1])
     };
     let outside = outsider(cluster(), &host)?;
     outside.refused("web", &db(&namespace)?)
@@ -92,7 +77,7 @@ fn a_client_through_a_node_port_is_refused_under_strict_and_answered_without() -
     )?;
     let port = namespace.kubectl(&["get", "service", "outer", "-o", "jsonpath={.spec.ports[0].nodePort}"])?;
     // The first node forwards to the pod of the second, masqueraded to its own address; the second to its own pod.
-    let outside = outsider(cluster(), &on(&nodes[0]))?;
+    let outside = outsider(cluster(), &PodShape::on(&nodes[0]))?;
     let addresses: Vec<String> = nodes.iter().map(|node| node_address(node)).collect::<Result<_>>()?;
     for address in &addresses {
         outside.refused("web", &format!("{address}:{port}"))?;
@@ -119,7 +104,7 @@ fn probed(stem: &str, probe: &str) -> Result<()> {
     let lines = all_probes(PORT, probe);
     let shape = PodShape {
         container: &lines,
-        ..on(&nodes[1])
+        ..PodShape::on(&nodes[1])
     };
     namespace.server("probed", &shape)?;
     stays_ready(&namespace, "probed")
@@ -172,7 +157,7 @@ fn grpc_probes_pass_under_strict() -> Result<()> {
     let shape = PodShape {
         spec: &format!("volumes: [{{name: programs, hostPath: {{path: {programs}}}}}]"),
         container: &container,
-        ..on(&nodes[1])
+        ..PodShape::on(&nodes[1])
     };
     let serve = "exec /programs/etcd --data-dir /tmp/etcd --listen-peer-urls http://127.0.0.1:2380 \
                  --listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://127.0.0.1:2379";
@@ -200,7 +185,7 @@ fn a_probe_comes_from_the_nodes_own_address() -> Result<()> {
     let (namespace, nodes) = strict(meshed(), "seen")?;
     let shape = PodShape {
         container: "readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}",
-        ..on(&nodes[1])
+        ..PodShape::on(&nodes[1])
     };
     let serve = "mkdir /tmp/w; hostname >/tmp/w/index.html; exec httpd -f -vv -p 8080 -h /tmp/w";
     namespace.pod("seen", serve, &shape)?;
@@ -223,9 +208,9 @@ fn a_policy_admits_one_identity_and_denies_the_other() -> Result<()> {
     let cluster = meshed();
     let nodes = cluster.nodes()?;
     let namespace = cluster.namespace("allow", AMBIENT)?;
-    namespace.server("db", &on(&nodes[1]))?;
-    namespace.client("web", &on(&nodes[0]))?;
-    namespace.client("batch", &on(&nodes[0]))?;
+    namespace.server("db", &PodShape::on(&nodes[1]))?;
+    namespace.client("web", &PodShape::on(&nodes[0]))?;
+    namespace.client("batch", &PodShape::on(&nodes[0]))?;
     namespace.ready(&["db", "web", "batch"])?;
     for pod in ["db", "web", "batch"] {
         namespace.captured(pod, true)?;

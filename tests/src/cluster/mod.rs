@@ -7,7 +7,7 @@ mod namespace;
 mod warren;
 
 pub use kubectl::Kubectl;
-pub use namespace::{Namespace, PodShape, Said};
+pub use namespace::{AMBIENT, Namespace, PodShape, STRICT, Said};
 pub use warren::{NAMESPACE as SYSTEM, Told};
 
 use anyhow::{Context, Result};

@@ -13,6 +13,12 @@ use tempfile::TempDir;
 /// Where servers listen.
 pub(crate) const PORT: u16 = 8080;
 
+/// The labels of a namespace whose pods are in the mesh.
+pub const AMBIENT: &str = "istio.io/dataplane-mode: ambient";
+/// What makes a namespace refuse everybody outside the mesh.
+pub const STRICT: &str = "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: strict}, \
+                          spec: {mtls: {mode: STRICT}}}";
+
 /// A namespace that goes with this value.
 #[derive(Debug)]
 pub struct Namespace<'c> {
@@ -42,7 +48,30 @@ pub struct PodShape<'a> {
     pub labels: &'a str,
 }
 
+impl<'a> PodShape<'a> {
+    pub fn on(node: &'a str) -> Self {
+        Self {
+            node: Some(node),
+            ..Self::default()
+        }
+    }
+}
+
 impl Cluster {
+    /// A fresh namespace with a client, `web`, on the first node and a server, `db`, on the second, ready; and the names of the
+    /// nodes.
+    ///
+    /// # Errors
+    /// The API server refuses it, or they are not ready in time.
+    pub fn pair(&self, stem: &str, labels: &str) -> Result<(Namespace<'_>, Vec<String>)> {
+        let nodes = self.nodes()?;
+        let namespace = self.namespace(stem, labels)?;
+        namespace.client("web", &PodShape::on(&nodes[0]))?;
+        namespace.server("db", &PodShape::on(&nodes[1]))?;
+        namespace.ready(&["web", "db"])?;
+        Ok((namespace, nodes))
+    }
+
     /// A fresh namespace; `labels` in YAML's flow style, such as `istio.io/dataplane-mode: ambient`.
     ///
     /// # Errors
@@ -167,6 +196,15 @@ impl Namespace<'_> {
         };
         let words = ["label", "namespace", &self.name, "--overwrite", label];
         self.cluster.kubectl.run(words).map(drop)
+    }
+
+    /// Waits until both of a [`Cluster::pair`] are captured, or neither is.
+    ///
+    /// # Errors
+    /// They are not, in time.
+    pub fn pair_captured(&self, wanted: bool) -> Result<()> {
+        self.captured("web", wanted)?;
+        self.captured("db", wanted)
     }
 
     /// Waits until the pod says of itself that it is captured, or is not.
