@@ -18,7 +18,7 @@ use warren::{
     kernel::{Kernel, Reason},
     mesh::{
         MeshSnapshot, SpiffeId, Workload, WorkloadUid,
-        policy::{MutualTls, PeerAuth, Scope},
+        policy::{MutualTls, PeerAuth},
         workload::{Locality, Protocol},
     },
     net::{self, Namespace},
@@ -135,15 +135,8 @@ fn pod(world: &World, name: &str, addresses: [&str; 2]) -> Workload {
 }
 
 fn strict_everywhere(snapshot: &mut MeshSnapshot) {
-    snapshot.peer_auths.insert(PeerAuth {
-        namespace: "shop".into(),
-        name: "strict".into(),
-        created: None,
-        scope: Scope::Namespace,
-        mode: Some(MutualTls::Strict),
-        ports: Default::default(),
-        unreadable: false,
-    });
+    let strict = PeerAuth::of_namespace("shop".into(), "strict".into(), Some(MutualTls::Strict));
+    snapshot.peer_auths.insert(strict);
 }
 
 /// A world whose pods have no rules yet.

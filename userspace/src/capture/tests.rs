@@ -113,10 +113,15 @@ impl Running {
         }
     }
 
+    /// The pod is put into the mesh, and captured.
+    async fn put_and_captured(&mut self) -> CapturedPod {
+        self.publish_pod(self.pod());
+        self.captured().await
+    }
+
     /// Captured, and the start settled.
     async fn served(&mut self) -> CapturedPod {
-        self.publish_pod(self.pod());
-        let served = self.captured().await;
+        let served = self.put_and_captured().await;
         assert!(matches!(self.event().await, CaptureEvent::Settled));
         served
     }

@@ -1,16 +1,14 @@
 //! Pods that enter the mesh, and what is kept up to date of those that are in it.
 
 use super::*;
-use crate::mesh::policy::{MutualTls, PeerAuth, Scope};
-use std::collections::BTreeMap;
+use crate::mesh::policy::{MutualTls, PeerAuth};
 
 #[tokio::test]
 async fn a_pod_is_steered_last_when_everything_stands_ready() {
     let Some(mut running) = Running::start("capture", |_| Recorder::default()) else {
         return;
     };
-    running.publish_pod(running.pod());
-    let captured = running.captured().await;
+    let captured = running.put_and_captured().await;
     assert_eq!(captured.namespace.cookie(), running.namespace.cookie());
     assert_eq!(captured.listeners.ports.outbound, 15001);
     assert!(matches!(running.event().await, CaptureEvent::Settled));
@@ -41,8 +39,7 @@ async fn nothing_is_captured_or_released_before_the_first_snapshot() {
     };
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(*running.kernel.calls.lock(), [""; 0]);
-    running.publish_pod(running.pod());
-    running.captured().await;
+    running.put_and_captured().await;
     assert_eq!(running.kernel.called("steer 7"), 1, "under the number it had");
     assert_eq!(
         running.kernel.called("stop_steering") + running.kernel.called("detach_pod"),
@@ -77,18 +74,10 @@ async fn policy_addresses_interfaces_and_rules_are_kept_up_to_date() {
     let Some(mut running) = Running::start("refresh", |_| Recorder::default()) else {
         return;
     };
-    running.publish_pod(running.pod());
-    let _served = running.captured().await;
+    let _served = running.put_and_captured().await;
     running.publish(|snapshot| {
-        snapshot.peer_auths.insert(PeerAuth {
-            namespace: "shop".into(),
-            name: "strict".into(),
-            created: None,
-            scope: Scope::Namespace,
-            mode: Some(MutualTls::Strict),
-            ports: BTreeMap::new(),
-            unreadable: false,
-        });
+        let strict = PeerAuth::of_namespace("shop".into(), "strict".into(), Some(MutualTls::Strict));
+        snapshot.peer_auths.insert(strict);
     });
     running.kernel.until_called("set_policy 0 Strict", 1).await;
 
@@ -111,8 +100,7 @@ async fn the_guards_of_a_pod_that_stays_are_linked_after_its_start_and_again_aft
     let Some(mut running) = Running::start("linked", |_| Recorder::default()) else {
         return;
     };
-    running.publish_pod(running.pod());
-    let _served = running.captured().await;
+    let _served = running.put_and_captured().await;
     assert_eq!(*running.kernel.linked.lock(), [0; 0], "its start does not wait for it");
     running.kernel.until_linked(1).await;
     ip(&running.namespace, "link add eth1 type veth peer name wire1");

@@ -8,8 +8,7 @@ async fn the_daemons_end_leaves_its_pods_captured() {
     let Some(mut running) = Running::start("drain", |_| Recorder::default()) else {
         return;
     };
-    running.publish_pod(running.pod());
-    let _served = running.captured().await;
+    let _served = running.put_and_captured().await;
     within("the drain", running.shutdown.drain(DEADLINE)).await;
     running.ended().await;
     assert_eq!(

@@ -66,8 +66,7 @@ async fn a_daemon_that_is_taken_off_the_node_releases_every_pod_and_ends() {
     let Some(mut running) = Running::start("leave", |_| Recorder::default()) else {
         return;
     };
-    running.publish_pod(running.pod());
-    let _served = running.captured().await;
+    let _served = running.put_and_captured().await;
     running.leave.cancel();
     loop {
         // Dropped with the event.

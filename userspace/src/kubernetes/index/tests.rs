@@ -125,6 +125,15 @@ fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     object
 }
 
+/// Since that day of January.
+fn since(day: u8, object: Value) -> Value {
+    with(
+        object,
+        "/metadata/creationTimestamp",
+        json!(format!("2026-01-{day:02}T00:00:00Z")),
+    )
+}
+
 fn service(name: &str, vip: &str) -> Value {
     json!({
         "metadata": {"name": name, "namespace": "shop"},

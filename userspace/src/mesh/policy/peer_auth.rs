@@ -52,16 +52,24 @@ pub fn port_modes(snapshot: &MeshSnapshot, workload: &Workload) -> Vec<(u16, Mut
 }
 
 impl PeerAuth {
-    /// What stands in for a policy that nobody can read: everything it might select is STRICT.
-    pub fn unreadable(namespace: Arc<str>, name: Arc<str>) -> Self {
+    /// One that sets a mode for its whole namespace, or for the mesh where that is the root namespace.
+    pub fn of_namespace(namespace: Arc<str>, name: Arc<str>, mode: Option<MutualTls>) -> Self {
         Self {
             namespace,
             name,
             created: None,
             scope: Scope::Namespace,
-            mode: Some(MutualTls::Strict),
+            mode,
             ports: BTreeMap::new(),
+            unreadable: false,
+        }
+    }
+
+    /// What stands in for a policy that nobody can read: everything it might select is STRICT.
+    pub fn unreadable(namespace: Arc<str>, name: Arc<str>) -> Self {
+        Self {
             unreadable: true,
+            ..Self::of_namespace(namespace, name, Some(MutualTls::Strict))
         }
     }
 

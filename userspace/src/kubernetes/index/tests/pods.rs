@@ -183,9 +183,9 @@ fn a_pod_that_ended_or_has_no_address_is_gone() {
 #[test]
 fn of_two_pods_with_one_address_the_running_then_the_newest_counts() {
     let mut mesh = Mesh::new(Source::ApiServer);
-    let at = |name: &str, created: &str| with(pod(name, "10.244.1.2"), "/metadata/creationTimestamp", json!(created));
-    mesh.apply(Kind::Pod, &at("old", "2026-01-01T00:00:00Z"));
-    mesh.apply(Kind::Pod, &at("new", "2026-01-02T00:00:00Z"));
+    let new = since(2, pod("new", "10.244.1.2"));
+    mesh.apply(Kind::Pod, &since(1, pod("old", "10.244.1.2")));
+    mesh.apply(Kind::Pod, &new);
     assert_eq!(&*mesh.now.workload_at(ip("10.244.1.2")).unwrap().name, "new");
     assert_eq!(mesh.workload("old"), None);
     let said = mesh.said();
@@ -193,10 +193,7 @@ fn of_two_pods_with_one_address_the_running_then_the_newest_counts() {
         said,
         ["Pod shop/old: status.podIPs: 10.244.1.2 is also an address of pod shop/new, which counts"]
     );
-    mesh.apply(
-        Kind::Pod,
-        &with(at("new", "2026-01-02T00:00:00Z"), "/status/phase", json!("Pending")),
-    );
+    mesh.apply(Kind::Pod, &with(new, "/status/phase", json!("Pending")));
     assert_eq!(&*mesh.now.workload_at(ip("10.244.1.2")).unwrap().name, "old");
     mesh.delete(Kind::Pod, "shop", "old");
     assert_eq!(&*mesh.now.workload_at(ip("10.244.1.2")).unwrap().name, "new");

@@ -195,9 +195,8 @@ fn traffic_distribution_comes_from_the_field_then_the_service_then_the_namespace
 #[test]
 fn of_two_services_with_one_vip_the_oldest_counts() {
     let mut mesh = Mesh::new(Source::ApiServer);
-    let at = |name: &str, time: &str| with(service(name, "10.96.0.2"), "/metadata/creationTimestamp", json!(time));
-    mesh.apply(Kind::Service, &at("young", "2026-01-02T00:00:00Z"));
-    mesh.apply(Kind::Service, &at("old", "2026-01-01T00:00:00Z"));
+    mesh.apply(Kind::Service, &since(2, service("young", "10.96.0.2")));
+    mesh.apply(Kind::Service, &since(1, service("old", "10.96.0.2")));
     assert_eq!(&*mesh.now.service_at(ip("10.96.0.2")).unwrap().key.name, "old");
     assert!(mesh.service("young").vips.is_empty());
     assert_eq!(

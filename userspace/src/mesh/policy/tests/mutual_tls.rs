@@ -4,15 +4,7 @@ use super::*;
 use std::time::{Duration, SystemTime};
 
 fn peer_auth(namespace: &str, name: &str, mode: Option<MutualTls>) -> PeerAuth {
-    PeerAuth {
-        namespace: namespace.into(),
-        name: name.into(),
-        created: None,
-        scope: Scope::Namespace,
-        mode,
-        ports: BTreeMap::new(),
-        unreadable: false,
-    }
+    PeerAuth::of_namespace(namespace.into(), name.into(), mode)
 }
 
 fn of_web(policy: PeerAuth) -> PeerAuth {
