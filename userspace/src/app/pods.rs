@@ -237,10 +237,10 @@ impl Pods {
                 error,
                 attempts,
             } => {
-                self.context.metrics.gauges.capture_failed(error.reason());
                 let (reason, is_final, lasts) = (error.reason(), error.is_final(), error.lasts(attempts));
                 let why = format!("{:#}", anyhow::Error::from(error));
                 if lasts {
+                    self.context.metrics.gauges.capture_failed(reason);
                     warn!(%workload, attempts, error = why, "not captured");
                 } else {
                     debug!(%workload, attempts, error = why, "not captured");
@@ -423,6 +423,22 @@ mod tests {
         pods.captured(captured(&new, listen(&new).unwrap()));
         pods.take(CaptureEvent::Settled);
         assert_eq!(served(), [new.cookie()]);
+    }
+
+    #[tokio::test]
+    async fn what_a_pods_end_looks_like_is_no_failure_until_it_lasts() {
+        let (_publish, snapshots) = watch::channel(Arc::default());
+        let pods = Pods::of_test(snapshots, &Shutdown::new());
+        let fail = |attempts| {
+            pods.take(CaptureEvent::Failed {
+                workload: WorkloadUid("a".into()),
+                error: Arc::new(CaptureError::NoProcess),
+                attempts,
+            });
+            pods.context.metrics.encode()
+        };
+        assert!(!fail(1).contains("no-process"));
+        assert!(fail(100).contains("warren_capture_failures_total{reason=\"no-process\"} 1"));
     }
 
     #[test]

@@ -122,7 +122,7 @@ impl Gauges {
         );
         registry.register(
             "capture_failures",
-            "Failed captures, by reason",
+            "Failed attempts to capture a pod, by reason, without those that pass as a pod starts or ends",
             gauges.capture_failures.clone(),
         );
         registry.register(
