@@ -167,7 +167,8 @@ mod tests {
         mounted.unwrap();
         let found = host.namespace(file.path()).map(|found| found.inode());
         let inode = host.inode(file.path());
-        nix::mount::umount(file.path()).unwrap();
+        // Detached: a child another test forks holds what is open here until it execs.
+        nix::mount::umount2(file.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
         assert_eq!(found.unwrap(), pod.inode());
         assert_eq!(inode.unwrap(), pod.inode());
     }
