@@ -5,6 +5,7 @@ use crate::{
     mesh::MeshSnapshot,
     shutdown::Shutdown,
     telemetry::{Metrics, Place, dump, logging::LogHandle},
+    testing::refused,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -239,7 +240,7 @@ async fn the_drain_ends_the_servers() {
     let address = start(Arc::new(ReadinessSite(Readiness::default())), &shutdown);
     assert_eq!(ask(address, "GET", "/healthz/ready").await.0, 200);
     assert_eq!(shutdown.drain(LONG).await, crate::shutdown::Drained::Completely);
-    TcpStream::connect(address).await.expect_err("the listener is closed");
+    refused(address).await;
 }
 
 #[test]

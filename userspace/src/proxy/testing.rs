@@ -225,7 +225,11 @@ impl TwoNodes {
         let (client, accepted) = tokio::join!(self.dial(PLAINTEXT_PORT), listener.accept());
         let (socket, from) = accepted.unwrap();
         let pod = Arc::clone(&self.handles[1].pod);
-        // Makes room for the application's own listener.
+        // Makes room for the application's own listener; to close it were not enough while a child that another test forks
+        // has it open.
+        socket2::SockRef::from(&listener)
+            .shutdown(std::net::Shutdown::Read)
+            .unwrap();
         drop(listener);
         self.server_tasks
             .spawn("plaintext", async move { plaintext::serve(pod, socket, from).await });

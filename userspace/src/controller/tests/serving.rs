@@ -8,7 +8,7 @@ use crate::{
         channel::DialError,
         store::{CertificateStatus, StoreSettings},
     },
-    testing::{eventually, within},
+    testing::{eventually, refused, within},
 };
 use std::time::SystemTime;
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
@@ -77,7 +77,7 @@ async fn a_drained_controller_ends_all_its_tasks() {
     })
     .await;
     assert_eq!(world.shutdown.panics(), 0);
-    assert!(TcpStream::connect(world.controller.local_address()).await.is_err());
+    refused(world.controller.local_address()).await;
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn a_nodes_store_renews_from_the_controller_and_lives_through_its_absence(
     let address = world.controller.local_address();
     world.shutdown.drain(Duration::ZERO).await;
     let kept = store.get(&id("web")).await.unwrap();
-    assert!(TcpStream::connect(address).await.is_err());
+    refused(address).await;
     assert_eq!(store.get(&id("web")).await.unwrap().serial(), kept.serial());
 
     let shutdown = Shutdown::new();
