@@ -20,6 +20,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// What a daemon says when it has let go, and when it goes on after all.
 const LET_GO: &str = "another daemon serves this node's pods now";
 const GOES_ON: &str = "capture goes on";
+const TAKES_BACK: &str = "this one takes it back";
 /// Of the maps in the kernel.
 const LAYOUT: u32 = 1;
 
@@ -60,6 +61,17 @@ impl Scene {
     fn traffic(&self) -> Result<Traffic> {
         let command = self.world.pod("client").command(binary("load")?);
         Traffic::start(command, self.to.ip(), &[PORT], 256, RATE)
+    }
+
+    /// Waits until the node's daemon has so many pods, all of them captured.
+    fn until_captured(&self, node: Node, count: usize) -> Result<()> {
+        wait_until_ok("every pod is captured", DEADLINE, || {
+            let dump = self.mesh.daemon(node).config_dump()?;
+            let pods = dump["capturedPods"].as_array().context("no pods")?.clone();
+            let captured = |pod: &serde_json::Value| pod["state"] == "captured";
+            ensure!(pods.len() == count && pods.iter().all(captured), "{pods:?}");
+            Ok(())
+        })
     }
 
     fn socket(&self, node: Node) -> PathBuf {
@@ -189,18 +201,43 @@ fn a_successor_that_dies_before_it_serves_leaves_everything_as_it_was() -> Resul
     }
     // Nothing that a daemon does has stopped: it captures, serves, and hands over to one that lives.
     scene.world.add_pods(vec![PodSpec::new("newcomer", Node::A)])?;
-    wait_until_ok("a new pod is captured", DEADLINE, || {
-        let dump = scene.mesh.daemon(Node::A).config_dump()?;
-        let pods = dump["capturedPods"].as_array().context("no pods")?.clone();
-        let captured = |pod: &serde_json::Value| pod["state"] == "captured";
-        ensure!(pods.len() == 2 && pods.iter().all(captured), "{pods:?}");
-        Ok(())
-    })?;
+    scene.until_captured(Node::A, 2)?;
     let mut long = Conversation::open(scene.world.pod("newcomer"), scene.to, DEADLINE)?;
     long.send(b"E")?;
     for node in Node::BOTH {
         let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
         before.wait_for_line(LET_GO, DEADLINE)?;
+    }
+    without_a_failure(traffic, begun)
+}
+
+#[test]
+fn a_successor_that_dies_while_the_daemon_before_it_is_there_gives_the_node_back() -> Result<()> {
+    let mut scene = Scene::start("wt-back")?;
+    let mut long = Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+    long.send(b"E")?;
+    for round in 1..=2 {
+        for node in Node::BOTH {
+            let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
+            before.wait_for_line(LET_GO, DEADLINE)?;
+            // It has what the daemon before it never had.
+            let newcomer = format!("newcomer-{}{round}", node.letter());
+            scene.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
+            scene.until_captured(node, 1 + round)?;
+            scene.mesh.daemon_mut(node).lose_successor(before)?;
+            let begun = Instant::now();
+            scene.until_captured(node, 1 + round)?;
+            eprintln!("taken back in {:?}", begun.elapsed());
+            let log = scene.mesh.daemon(node).log();
+            ensure!(log.matches(TAKES_BACK).count() == round, "{log}");
+            Conversation::open(scene.world.pod(&newcomer), scene.to, DEADLINE)?;
+            Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+        }
+    }
+    echoes(&mut long, 1)?;
+    let (traffic, begun) = (scene.traffic()?, Instant::now());
+    for node in Node::BOTH {
+        scene.mesh.daemon_mut(node).replace(DEADLINE)?.stop(DRAIN + DEADLINE)?;
     }
     without_a_failure(traffic, begun)
 }

@@ -69,6 +69,14 @@ impl Daemon {
         Ok(before)
     }
 
+    /// `kill -9` of the successor: the daemon is the one before it again.
+    pub fn lose_successor(&mut self, before: Process) -> Result<()> {
+        self.kill()?;
+        self.process = Some(before);
+        self.generation -= 1;
+        Ok(())
+    }
+
     /// Starts a successor and does not wait; it is given back. The daemon stays the one that it is.
     pub fn start_successor(&mut self) -> Result<Process> {
         let before = self.process.take();

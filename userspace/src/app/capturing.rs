@@ -43,9 +43,22 @@ impl Paused {
         self.tenure.as_ref()
     }
 
-    /// It never goes on here: another daemon captures.
-    pub(super) fn for_good(mut self) {
-        self.goes_on = None;
+    /// Another daemon captures: here it goes on only if the node is taken back.
+    pub(super) fn give_away(mut self) -> Resting {
+        Resting(self.goes_on.take())
+    }
+}
+
+/// Capture stands still, for the node is another daemon's. Dropped, it does so until the end.
+#[must_use = "dropping it ends capture"]
+pub(super) struct Resting(Option<oneshot::Sender<Option<Tenure>>>);
+
+impl Resting {
+    /// Nobody else has the node any more: capture goes on.
+    pub(super) fn take_back(self, tenure: Tenure) {
+        if let Some(goes_on) = self.0 {
+            let _ = goes_on.send(Some(tenure));
+        }
     }
 }
 
@@ -266,9 +279,15 @@ mod tests {
         assert!(scene.is_owned(), "it goes on");
         let paused = scene.pauses.pause().await.unwrap();
         assert!(paused.tenure().is_some() && scene.is_owned());
-        paused.for_good();
+        let resting = paused.give_away();
+        scene.until_nobody_owns().await;
+        assert_eq!(scene.kernel.called("readopt"), 1, "it stands still");
+        resting.take_back(Tenure::take(&scene.socket()).unwrap().expect("nobody has it"));
+        scene.kernel.until_called("readopt", 2).await;
+        assert!(scene.is_owned(), "it goes on");
+        drop(scene.pauses.pause().await.unwrap().give_away());
         scene.until_nobody_owns().await;
         scene.shutdown.drain(DEADLINE).await;
-        assert_eq!(scene.kernel.called("readopt"), 1);
+        assert_eq!(scene.kernel.called("readopt"), 2);
     }
 }

@@ -115,15 +115,9 @@ impl OnNode {
         }
     }
 
-    /// The sandboxes by what is recorded of them now: another daemon may have heard of some since this one looked.
+    /// As [`Records::tell`].
     pub(super) async fn look_again(&self) -> Vec<Sandbox> {
-        let known = self.records.read(&self.finder);
-        for sandbox in &known {
-            if self.sandboxes.send(sandbox.clone()).await.is_err() {
-                break;
-            }
-        }
-        known
+        self.records.tell(&self.finder, &self.sandboxes).await
     }
 
     /// Nothing is written yet, neither to the cluster nor to the node: see [`Duties::start`].

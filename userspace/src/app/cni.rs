@@ -123,6 +123,11 @@ impl Admitted {
         self.sandboxes.send(sandbox).await.map_err(|_| going())
     }
 
+    /// As [`Records::tell`].
+    pub(super) async fn look_again(&self) -> Vec<Sandbox> {
+        self.records.tell(&self.finder, &self.sandboxes).await
+    }
+
     async fn asked(&self, request: &Request) -> Option<Asked> {
         let pod = &request.pod;
         match asking::about(&self.client, &pod.namespace, &pod.name, &pod.uid).await {
@@ -188,6 +193,18 @@ impl Records {
             "addresses": sandbox.addresses, "netns": sandbox.netns,
         });
         crate::cni::standing::write(&self.folder, &sandbox.uid, text.to_string().as_bytes())
+    }
+
+    /// The sandboxes as they are recorded now, which the index is told: another daemon may have heard of some since this
+    /// one looked.
+    pub(super) async fn tell(&self, finder: &Finder, index: &mpsc::Sender<Sandbox>) -> Vec<Sandbox> {
+        let known = self.read(finder);
+        for sandbox in &known {
+            if index.send(sandbox.clone()).await.is_err() {
+                break;
+            }
+        }
+        known
     }
 
     /// Those whose namespace is still there. The others' files are removed.

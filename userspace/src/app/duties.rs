@@ -1,7 +1,11 @@
 //! What one daemon of a node does for the cluster at a time: it writes what is captured, answers the CNI plugin and keeps it
 //! installed. Begun when the daemon owns the node, stopped while another may be about to.
 
-use super::{Snapshots, cni::Answers};
+use super::{
+    Snapshots,
+    cni::{self, Answers},
+    succession,
+};
 use crate::{
     cni::{
         install::{self, Folders},
@@ -110,6 +114,14 @@ impl Duties {
                 .spawn("CNI kubeconfig", self.until(&stop, &busy, kubeconfig));
         }
         *self.term.lock() = Some(term);
+    }
+
+    /// Returns when what the daemon that had the node meanwhile has heard of sandboxes counts here too.
+    pub(super) async fn look_again(&self) {
+        let Some(plugin) = &self.plugin else { return };
+        let sandboxes = plugin.answers.0.look_again().await;
+        let mut snapshots = self.snapshots.clone();
+        succession::catch_up(None, &mut snapshots, |snapshot| cni::are_known(&sandboxes, snapshot)).await;
     }
 
     /// Returns once nothing of it is done any more.

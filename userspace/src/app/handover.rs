@@ -1,9 +1,9 @@
 //! The daemon that owns the node, and the moment when it does so no longer: it stops what only one daemon may do, gives its
 //! listeners to a successor while it goes on accepting, and lets go when that one serves. If that never comes about it goes
-//! on as before.
+//! on as before; if that one dies while this daemon is still there, this one takes the node back.
 
 use super::{
-    capturing::{Paused, Pauses},
+    capturing::{Paused, Pauses, Resting},
     duties::Duties,
     pods::Pods,
 };
@@ -16,7 +16,7 @@ use crate::{
 use anyhow::{Context, bail};
 use std::{
     os::fd::AsFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,9 +42,9 @@ const STANDING_STILL: Duration = Duration::from_secs(20);
 const SERVING: Duration = Duration::from_secs(40);
 /// After accepting a successor failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
-/// How often a daemon that has let go looks whether anybody owns the node, and for how long nobody may.
-const LOOK: Duration = Duration::from_secs(1);
-const NOBODY: u32 = 10;
+/// How often a daemon that has let go looks whether anybody owns the node, and how often nobody may before another has come.
+const LOOK: Duration = Duration::from_millis(200);
+const NOBODY: u32 = 50;
 /// How long the end of this daemon waits for a hand-over that is under way.
 const HOLD: Duration = Duration::from_secs(10);
 
@@ -56,6 +56,19 @@ pub(super) enum Stage {
     Closed,
     /// Another daemon owns the node, or may. This one ends its connections.
     LetGo,
+}
+
+/// Why the door is shut.
+enum Left {
+    Closed,
+    LetGo(Absence),
+}
+
+/// The node is another daemon's.
+struct Absence {
+    resting: Resting,
+    /// How often nobody may be seen to own it: whoever is to come may not be there yet.
+    patience: u32,
 }
 
 /// What goes to a successor, and what stops for it.
@@ -106,28 +119,51 @@ impl Owner {
     }
 
     async fn keep(self, stage: watch::Sender<Stage>) {
-        let draining = self.shutdown.draining();
-        let standing = match self.own().await {
-            Ok(standing) => standing,
-            Err(error) => return error!(error = format!("{error:#}"), "this daemon cannot go on"),
-        };
-        stage.send_replace(standing);
-        if standing == Stage::Closed {
-            return draining.await;
+        if let Err(error) = self.keep_while_possible(stage).await {
+            error!(error = format!("{error:#}"), "this daemon cannot go on");
         }
-        tokio::select! {
-            () = draining => {}
-            () = until_nobody_owns(self.socket) => {
-                error!("the daemon that took this node over is gone, and no other has it: this one ends, to be started anew");
+    }
+
+    /// # Errors
+    /// What stopped for a successor does not start again.
+    async fn keep_while_possible(&self, stage: watch::Sender<Stage>) -> anyhow::Result<()> {
+        loop {
+            let absence = match self.own().await? {
+                Left::Closed => {
+                    stage.send_replace(Stage::Closed);
+                    break;
+                }
+                Left::LetGo(absence) => absence,
+            };
+            stage.send_replace(Stage::LetGo);
+            let tenure = tokio::select! {
+                () = self.closing.cancelled() => break,
+                tenure = until_nobody_owns(&self.socket, absence.patience) => tenure,
+            };
+            warn!("the daemon that was to have this node is not there: this one takes it back");
+            if let Some(duties) = &self.duties {
+                duties.look_again().await;
             }
+            absence.resting.take_back(tenure);
+            self.start_duties()?;
+            stage.send_replace(Stage::Owner);
         }
+        self.shutdown.draining().await;
+        Ok(())
+    }
+
+    fn start_duties(&self) -> anyhow::Result<()> {
+        if let Some(duties) = &self.duties {
+            duties.start(duties.bind()?);
+        }
+        Ok(())
     }
 
     /// Answers those who come to the door until it is shut, and says why it is.
     ///
     /// # Errors
     /// What stopped for a successor does not start again.
-    async fn own(&self) -> anyhow::Result<Stage> {
+    async fn own(&self) -> anyhow::Result<Left> {
         let door = match Door::open(&self.socket) {
             Ok(door) => door,
             Err(error) => {
@@ -137,12 +173,12 @@ impl Owner {
                     "no successor can be given this node's listeners"
                 );
                 self.closing.cancelled().await;
-                return Ok(Stage::Closed);
+                return Ok(Left::Closed);
             }
         };
         loop {
             let wish = tokio::select! {
-                () = self.closing.cancelled() => return Ok(Stage::Closed),
+                () = self.closing.cancelled() => return Ok(Left::Closed),
                 wish = self.hear(&door) => wish,
             };
             let let_go = match wish {
@@ -151,7 +187,7 @@ impl Owner {
                 Err(error) => Err(error),
             };
             match let_go {
-                Ok(()) => return Ok(Stage::LetGo),
+                Ok(absence) => return Ok(Left::LetGo(absence)),
                 Err(error) => {
                     warn!(error = format!("{error:#}"), "no hand-over: this daemon goes on");
                     sleep(BACK_OFF).await;
@@ -198,7 +234,7 @@ impl Owner {
     ///
     /// # Errors
     /// What has stopped does not start again.
-    async fn let_go(&self, wish: Wish) -> anyhow::Result<anyhow::Result<()>> {
+    async fn let_go(&self, wish: Wish) -> anyhow::Result<anyhow::Result<Absence>> {
         if let Some(duties) = &self.duties {
             duties.stop().await;
         }
@@ -212,14 +248,12 @@ impl Owner {
                 let why = format!("{error:#}");
                 let _ = link.say(&FromPredecessor::Revoked { why }, &[], WORD).await;
             }
-            if let Some(duties) = &self.duties {
-                duties.start(duties.bind()?);
-            }
+            self.start_duties()?;
         }
         Ok(outcome)
     }
 
-    async fn stand_down(&self, link: Option<&Link>, giver: Giver) -> anyhow::Result<()> {
+    async fn stand_down(&self, link: Option<&Link>, giver: Giver) -> anyhow::Result<Absence> {
         let begun = Instant::now();
         let mut patience = std::pin::pin!(async {
             self.closing.cancelled().await;
@@ -232,20 +266,24 @@ impl Owner {
         let paused = paused
             .context("capture does not stand still")?
             .context("capture has ended")?;
+        let mut may_come = NOBODY;
         match link {
             None => info!("a successor cannot be given this node: this daemon lets go of it"),
             Some(link) => tokio::select! {
                 biased;
                 pods = self.pass(link, giver, &paused) => {
                     info!(pods = pods?, took = ?begun.elapsed(), "another daemon serves this node's pods now");
+                    may_come = 0;
                 }
                 // It has the tenure, and owns the node when this conversation ends.
                 () = patience => warn!("this daemon is told to end, and leaves the node to a successor that does not serve yet"),
             },
         }
         self.pods.pass_on();
-        paused.for_good();
-        Ok(())
+        Ok(Absence {
+            resting: paused.give_away(),
+            patience: may_come,
+        })
     }
 
     /// Gives everything away, and returns once the successor is the owner.
@@ -280,13 +318,14 @@ impl Owner {
     }
 }
 
-async fn until_nobody_owns(socket: PathBuf) {
-    let mut times = 0;
-    while times < NOBODY {
+/// The tenure of a node that its owner has lost, or that nobody has come for.
+async fn until_nobody_owns(socket: &Path, mut patience: u32) -> Tenure {
+    loop {
         sleep(LOOK).await;
-        match Tenure::take(&socket) {
-            Ok(Some(_)) => times += 1,
-            Ok(None) => times = 0,
+        match Tenure::take(socket) {
+            Ok(Some(tenure)) if patience == 0 => return tenure,
+            Ok(Some(_)) => patience -= 1,
+            Ok(None) => patience = 0,
             Err(error) => debug!(
                 error = &error as &dyn std::error::Error,
                 "whether anybody owns the node is not known"

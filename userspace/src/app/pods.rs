@@ -174,6 +174,7 @@ impl Pods {
                 handle.pass_on();
             }
         }
+        self.announce(Announcements::forget);
         self.context.metrics.gauges.set_captured_pods(0);
         self.told.send_modify(|count| *count = count.wrapping_add(1));
     }

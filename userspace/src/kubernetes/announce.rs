@@ -71,6 +71,11 @@ impl Announcements {
         self.note(Ledger::settled);
     }
 
+    /// Another daemon captures, and what it does is not known here: whoever captures again begins like one that starts.
+    pub fn forget(&self) {
+        self.note(Ledger::forget);
+    }
+
     fn note(&self, note: impl FnOnce(&mut Ledger)) {
         note(&mut self.0.ledger.lock());
         self.0.changed.notify_one();

@@ -142,6 +142,10 @@ impl Ledger {
         self.is_settled = true;
     }
 
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// Nobody carries out the jobs that were due before: those that are not done are due again.
     pub(super) fn begin_anew(&mut self) {
         for pod in self.pods.values_mut() {
@@ -360,6 +364,22 @@ mod tests {
         scene.see("stale", false);
         scene.now += ECHO;
         assert_eq!(scene.said(), [""; 0]);
+    }
+
+    #[test]
+    fn what_another_daemon_told_meanwhile_stands_until_it_is_known_who_is_captured() {
+        let mut scene = Scene::new(&[("released", true)]);
+        scene.ledger.captured(uid("released"));
+        scene.ledger.settled();
+        assert_eq!(scene.said(), [""; 0]);
+        scene.ledger.forget();
+        scene.see("released", false);
+        scene.see("theirs", true);
+        scene.see("stale", true);
+        assert_eq!(scene.said(), [""; 0], "neither told again nor taken off");
+        scene.ledger.captured(uid("theirs"));
+        scene.ledger.settled();
+        assert_eq!(scene.said(), ["-stale"]);
     }
 
     #[test]
