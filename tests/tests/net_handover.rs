@@ -21,6 +21,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 const LET_GO: &str = "another daemon serves this node's pods now";
 const GOES_ON: &str = "capture goes on";
 const TAKES_BACK: &str = "this one takes it back";
+const IS_GIVEN_BACK: &str = "this daemon serves the node's pods now";
 /// Of the maps in the kernel.
 const LAYOUT: u32 = 1;
 
@@ -224,7 +225,7 @@ fn a_successor_that_dies_while_the_daemon_before_it_is_there_gives_the_node_back
             let newcomer = format!("newcomer-{}{round}", node.letter());
             scene.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
             scene.until_captured(node, 1 + round)?;
-            scene.mesh.daemon_mut(node).lose_successor(before)?;
+            scene.mesh.daemon_mut(node).put_back(before)?.kill()?;
             let begun = Instant::now();
             scene.until_captured(node, 1 + round)?;
             eprintln!("taken back in {:?}", begun.elapsed());
@@ -236,6 +237,37 @@ fn a_successor_that_dies_while_the_daemon_before_it_is_there_gives_the_node_back
     }
     echoes(&mut long, 1)?;
     let (traffic, begun) = (scene.traffic()?, Instant::now());
+    for node in Node::BOTH {
+        scene.mesh.daemon_mut(node).replace(DEADLINE)?.stop(DRAIN + DEADLINE)?;
+    }
+    without_a_failure(traffic, begun)
+}
+
+#[test]
+fn an_update_that_is_undone_gives_the_node_back_and_no_new_connection_fails() -> Result<()> {
+    let mut scene = Scene::start("wt-undone")?;
+    let mut long = Conversation::open(scene.world.pod("client"), scene.to, DEADLINE)?;
+    long.send(b"E")?;
+    let (traffic, begun) = (scene.traffic()?, Instant::now());
+    for round in 1..=2 {
+        for node in Node::BOTH {
+            let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
+            before.wait_for_line(LET_GO, DEADLINE)?;
+            let newcomer = format!("newcomer-{}{round}", node.letter());
+            scene.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
+            scene.until_captured(node, 1 + round)?;
+            let mut successor = scene.mesh.daemon_mut(node).put_back(before)?;
+            let status = successor.stop(DRAIN + DEADLINE)?;
+            ensure!(status.success(), "it ended with {status}: {}", successor.log());
+            let log = scene.mesh.daemon(node).log();
+            ensure!(log.matches(IS_GIVEN_BACK).count() == round, "{log}");
+            eprintln!("{}", took(&successor));
+            scene.until_captured(node, 1 + round)?;
+            Conversation::open(scene.world.pod(&newcomer), scene.to, DEADLINE)?;
+        }
+    }
+    echoes(&mut long, 1)?;
+    // It is an owner like any other: the next update finds it at its door, and when it is told to end nobody keeps it.
     for node in Node::BOTH {
         scene.mesh.daemon_mut(node).replace(DEADLINE)?.stop(DRAIN + DEADLINE)?;
     }

@@ -1,5 +1,6 @@
 //! The wiring: builds the parts of a role from its configuration and joins them by values.
 
+mod absence;
 mod capturing;
 mod cluster;
 mod cni;
@@ -44,6 +45,7 @@ use ports::OwnPorts;
 use rustls_pki_types::ServerName;
 use settings::{kernel_config, place, proxy_settings, trust_domains};
 use std::{io, sync::Arc, time::Duration};
+use succession::Heir;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -234,6 +236,7 @@ async fn start(
     {
         bail!("the node's pods are not served in time: the daemon before this one goes on");
     }
+    let predecessor = heir.as_ref().map(Heir::predecessor);
     // As long as the one before can go on if this fails.
     let bound = duties.as_ref().map(|duties| duties.bind()).transpose()?;
     if let Some(heir) = heir {
@@ -247,6 +250,7 @@ async fn start(
         let owner = Owner {
             socket,
             node: config.node_name.clone(),
+            predecessor,
             pauses,
             pods: Arc::clone(&pods),
             duties,

@@ -69,12 +69,10 @@ impl Daemon {
         Ok(before)
     }
 
-    /// `kill -9` of the successor: the daemon is the one before it again.
-    pub fn lose_successor(&mut self, before: Process) -> Result<()> {
-        self.kill()?;
-        self.process = Some(before);
+    /// The daemon is the one before it again. Gives back the successor, which runs on.
+    pub fn put_back(&mut self, before: Process) -> Result<Process> {
         self.generation -= 1;
-        Ok(())
+        self.process.replace(before).context("there is no successor")
     }
 
     /// Starts a successor and does not wait; it is given back. The daemon stays the one that it is.

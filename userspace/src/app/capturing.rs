@@ -35,7 +35,14 @@ pub(super) type Asked = mpsc::Receiver<oneshot::Sender<Paused>>;
 #[must_use = "dropping it lets capture go on"]
 pub(super) struct Paused {
     tenure: Option<Tenure>,
-    goes_on: Option<oneshot::Sender<Option<Tenure>>>,
+    goes_on: Option<oneshot::Sender<Resumed>>,
+}
+
+/// With what capture goes on after a pause.
+struct Resumed {
+    tenure: Option<Tenure>,
+    /// Of another daemon, which had the node meanwhile.
+    inherited: Option<Inherited>,
 }
 
 impl Paused {
@@ -51,13 +58,16 @@ impl Paused {
 
 /// Capture stands still, for the node is another daemon's. Dropped, it does so until the end.
 #[must_use = "dropping it ends capture"]
-pub(super) struct Resting(Option<oneshot::Sender<Option<Tenure>>>);
+pub(super) struct Resting(Option<oneshot::Sender<Resumed>>);
 
 impl Resting {
-    /// Nobody else has the node any more: capture goes on.
-    pub(super) fn take_back(self, tenure: Tenure) {
+    /// The node is this daemon's again, with what came with it: capture goes on.
+    pub(super) fn take_back(self, tenure: Tenure, inherited: Inherited) {
         if let Some(goes_on) = self.0 {
-            let _ = goes_on.send(Some(tenure));
+            let _ = goes_on.send(Resumed {
+                tenure: Some(tenure),
+                inherited: Some(inherited),
+            });
         }
     }
 }
@@ -65,7 +75,10 @@ impl Resting {
 impl Drop for Paused {
     fn drop(&mut self) {
         if let Some(goes_on) = self.goes_on.take() {
-            let _ = goes_on.send(self.tenure.take());
+            let _ = goes_on.send(Resumed {
+                tenure: self.tenure.take(),
+                inherited: None,
+            });
         }
     }
 }
@@ -137,17 +150,21 @@ impl Capturing {
             };
             // Whoever asked may have lost patience: then it goes on at once.
             let _ = asks.map(|asks| asks.send(paused));
-            match going_on.await {
-                Ok(tenure) => self.tenure = tenure,
-                Err(_) => return self.shutdown.draining().await,
-            }
+            let Ok(Resumed {
+                tenure,
+                inherited: given,
+            }) = going_on.await
+            else {
+                return self.shutdown.draining().await;
+            };
+            self.tenure = tenure;
             if self.shutdown.is_draining() {
                 let _ = left.send(self.tenure);
                 return;
             }
             info!("capture goes on");
             inherited = match self.anew().await {
-                Ok(inherited) => inherited,
+                Ok(kept) => given.unwrap_or(kept),
                 Err(error) => return error!(error = format!("{error:#}"), "capture cannot go on"),
             };
         }
@@ -282,7 +299,8 @@ mod tests {
         let resting = paused.give_away();
         scene.until_nobody_owns().await;
         assert_eq!(scene.kernel.called("readopt"), 1, "it stands still");
-        resting.take_back(Tenure::take(&scene.socket()).unwrap().expect("nobody has it"));
+        let tenure = Tenure::take(&scene.socket()).unwrap().expect("nobody has it");
+        resting.take_back(tenure, Inherited::default());
         scene.kernel.until_called("readopt", 2).await;
         assert!(scene.is_owned(), "it goes on");
         drop(scene.pauses.pause().await.unwrap().give_away());

@@ -1,22 +1,22 @@
 //! The daemon that owns the node, and the moment when it does so no longer: it stops what only one daemon may do, gives its
 //! listeners to a successor while it goes on accepting, and lets go when that one serves. If that never comes about it goes
-//! on as before; if that one dies while this daemon is still there, this one takes the node back.
+//! on as before; if that one ends while this daemon is still there, the node is this one's again (`absence`).
 
 use super::{
+    absence::{Absence, Return},
     capturing::{Paused, Pauses, Resting},
     duties::Duties,
     pods::Pods,
 };
 use crate::{
-    handover::{
-        Door, FromPredecessor, FromSuccessor, Giver, Link, LinkError, PodSockets, Reaction, Tenure, VERSION, Version,
-    },
+    capture::Inherited,
+    handover::{Door, FromPredecessor, FromSuccessor, Giver, Link, LinkError, PodSockets, Reaction, VERSION, Version},
     shutdown::Shutdown,
 };
 use anyhow::{Context, bail};
 use std::{
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,11 +42,10 @@ const STANDING_STILL: Duration = Duration::from_secs(20);
 const SERVING: Duration = Duration::from_secs(40);
 /// After accepting a successor failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
-/// How often a daemon that has let go looks whether anybody owns the node, and how often nobody may before another has come.
-const LOOK: Duration = Duration::from_millis(200);
-const NOBODY: u32 = 50;
 /// How long the end of this daemon waits for a hand-over that is under way.
 const HOLD: Duration = Duration::from_secs(10);
+/// How long the daemon before this one may take to come back to the door.
+const COMING_BACK: Duration = Duration::from_secs(5);
 
 /// How this daemon stands to its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,17 +63,12 @@ enum Left {
     LetGo(Absence),
 }
 
-/// The node is another daemon's.
-struct Absence {
-    resting: Resting,
-    /// How often nobody may be seen to own it: whoever is to come may not be there yet.
-    patience: u32,
-}
-
 /// What goes to a successor, and what stops for it.
 pub(super) struct Owner {
     pub(super) socket: PathBuf,
     pub(super) node: String,
+    /// Who gave the node to this daemon, and may be there still.
+    pub(super) predecessor: Option<Arc<Link>>,
     pub(super) pauses: Pauses,
     pub(super) pods: Arc<Pods>,
     pub(super) duties: Option<Arc<Duties>>,
@@ -128,7 +122,7 @@ impl Owner {
     /// What stopped for a successor does not start again.
     async fn keep_while_possible(&self, stage: watch::Sender<Stage>) -> anyhow::Result<()> {
         loop {
-            let absence = match self.own().await? {
+            let mut absence = match self.own().await? {
                 Left::Closed => {
                     stage.send_replace(Stage::Closed);
                     break;
@@ -136,20 +130,47 @@ impl Owner {
                 Left::LetGo(absence) => absence,
             };
             stage.send_replace(Stage::LetGo);
-            let tenure = tokio::select! {
+            let returned = tokio::select! {
                 () = self.closing.cancelled() => break,
-                tenure = until_nobody_owns(&self.socket, absence.patience) => tenure,
+                returned = absence.ends(&self.socket, &self.node) => returned,
             };
-            warn!("the daemon that was to have this node is not there: this one takes it back");
-            if let Some(duties) = &self.duties {
-                duties.look_again().await;
+            tokio::select! {
+                () = self.shutdown.draining() => break,
+                back = self.come_back(absence, returned) => back?,
             }
-            absence.resting.take_back(tenure);
-            self.start_duties()?;
             stage.send_replace(Stage::Owner);
         }
         self.shutdown.draining().await;
         Ok(())
+    }
+
+    /// The node is this daemon's again.
+    ///
+    /// # Errors
+    /// Its pods cannot be served in time, or what has stopped does not start again.
+    async fn come_back(&self, absence: Absence, returned: Return) -> anyhow::Result<()> {
+        if let Some(duties) = &self.duties {
+            duties.look_again().await;
+        }
+        match returned {
+            Return::Orphaned(tenure) => {
+                warn!("the daemon that was to have this node is not there: this one takes it back");
+                absence.resting.take_back(tenure, Inherited::default());
+                self.start_duties()
+            }
+            Return::Given(tenure, heir) => {
+                absence.resting.take_back(tenure, heir.inherited.clone());
+                timeout(heir.left(), self.pods.settled())
+                    .await
+                    .context("the node's pods are not served in time")?;
+                let bound = self.duties.as_ref().map(|duties| duties.bind()).transpose()?;
+                heir.served().await?;
+                if let (Some(duties), Some(socket)) = (&self.duties, bound) {
+                    duties.start(socket);
+                }
+                Ok(())
+            }
+        }
     }
 
     fn start_duties(&self) -> anyhow::Result<()> {
@@ -178,7 +199,7 @@ impl Owner {
         };
         loop {
             let wish = tokio::select! {
-                () = self.closing.cancelled() => return Ok(Left::Closed),
+                () = self.closing.cancelled() => return self.give_back(&door).await,
                 wish = self.hear(&door) => wish,
             };
             let let_go = match wish {
@@ -192,6 +213,37 @@ impl Owner {
                     warn!(error = format!("{error:#}"), "no hand-over: this daemon goes on");
                     sleep(BACK_OFF).await;
                 }
+            }
+        }
+    }
+
+    /// This daemon is told to end: the one before it has the node again, if it is still there.
+    ///
+    /// # Errors
+    /// What has stopped does not start again.
+    async fn give_back(&self, door: &Door) -> anyhow::Result<Left> {
+        let Some(before) = &self.predecessor else {
+            return Ok(Left::Closed);
+        };
+        if before.say(&FromSuccessor::Ending, &[], WORD).await.is_err() {
+            return Ok(Left::Closed);
+        }
+        let wish = tokio::select! {
+            wish = timeout(COMING_BACK, self.hear(door)) => wish,
+            // It says no more here: it has ended.
+            _ = before.hear::<FromPredecessor>(COMING_BACK) => return Ok(Left::Closed),
+        };
+        let Ok(Ok(Some(wish))) = wish else {
+            return Ok(Left::Closed);
+        };
+        match self.let_go(wish).await? {
+            Ok(absence) => Ok(Left::LetGo(absence)),
+            Err(error) => {
+                warn!(
+                    error = format!("{error:#}"),
+                    "the daemon before this one cannot be given the node back"
+                );
+                Ok(Left::Closed)
             }
         }
     }
@@ -224,8 +276,8 @@ impl Owner {
                 }
                 Reaction::Give => return Ok(Some(Wish::Take(link, giver))),
                 Reaction::Leave => return Ok(Some(Wish::Leave)),
-                // It is heard while giving.
-                Reaction::LetGo => return Ok(None),
+                // They are heard while giving, and later.
+                Reaction::LetGo | Reaction::Return => return Ok(None),
             }
         }
     }
@@ -238,22 +290,26 @@ impl Owner {
         if let Some(duties) = &self.duties {
             duties.stop().await;
         }
-        let (link, giver) = match wish {
-            Wish::Take(link, giver) => (Some(link), giver),
-            Wish::Leave => (None, Giver::Done),
+        let mut talk = match wish {
+            Wish::Take(link, giver) => Some((link, giver)),
+            Wish::Leave => None,
         };
-        let outcome = self.stand_down(link.as_ref(), giver).await;
-        if let Err(error) = &outcome {
-            if let Some(link) = link {
-                let why = format!("{error:#}");
-                let _ = link.say(&FromPredecessor::Revoked { why }, &[], WORD).await;
+        let outcome = self.stand_down(talk.as_mut()).await;
+        let resting = match outcome {
+            Ok(resting) => resting,
+            Err(error) => {
+                if let Some((link, _)) = talk {
+                    let why = format!("{error:#}");
+                    let _ = link.say(&FromPredecessor::Revoked { why }, &[], WORD).await;
+                }
+                self.start_duties()?;
+                return Ok(Err(error));
             }
-            self.start_duties()?;
-        }
-        Ok(outcome)
+        };
+        Ok(Ok(Absence::new(resting, talk)))
     }
 
-    async fn stand_down(&self, link: Option<&Link>, giver: Giver) -> anyhow::Result<Absence> {
+    async fn stand_down(&self, talk: Option<&mut (Link, Giver)>) -> anyhow::Result<Resting> {
         let begun = Instant::now();
         let mut patience = std::pin::pin!(async {
             self.closing.cancelled().await;
@@ -266,28 +322,23 @@ impl Owner {
         let paused = paused
             .context("capture does not stand still")?
             .context("capture has ended")?;
-        let mut may_come = NOBODY;
-        match link {
+        match talk {
             None => info!("a successor cannot be given this node: this daemon lets go of it"),
-            Some(link) => tokio::select! {
+            Some((link, giver)) => tokio::select! {
                 biased;
                 pods = self.pass(link, giver, &paused) => {
                     info!(pods = pods?, took = ?begun.elapsed(), "another daemon serves this node's pods now");
-                    may_come = 0;
                 }
                 // It has the tenure, and owns the node when this conversation ends.
                 () = patience => warn!("this daemon is told to end, and leaves the node to a successor that does not serve yet"),
             },
         }
         self.pods.pass_on();
-        Ok(Absence {
-            resting: paused.give_away(),
-            patience: may_come,
-        })
+        Ok(paused.give_away())
     }
 
     /// Gives everything away, and returns once the successor is the owner.
-    async fn pass(&self, link: &Link, mut giver: Giver, paused: &Paused) -> anyhow::Result<usize> {
+    async fn pass(&self, link: &Link, giver: &mut Giver, paused: &Paused) -> anyhow::Result<usize> {
         let tenure = paused.tenure().context("this daemon does not own the node")?;
         let pods = self.pods.sockets().context("the listeners cannot be copied")?;
         let taken = FromPredecessor::Taken {
@@ -310,26 +361,10 @@ impl Owner {
         };
         match giver.hear(&said, OURS, &self.node)? {
             Reaction::LetGo => link.say(&FromPredecessor::Goodbye, &[], WORD).await?,
-            Reaction::Welcome | Reaction::Refuse(_) | Reaction::Give | Reaction::Leave => {
+            Reaction::Welcome | Reaction::Refuse(_) | Reaction::Give | Reaction::Leave | Reaction::Return => {
                 bail!("the successor speaks out of turn");
             }
         }
         Ok(count)
-    }
-}
-
-/// The tenure of a node that its owner has lost, or that nobody has come for.
-async fn until_nobody_owns(socket: &Path, mut patience: u32) -> Tenure {
-    loop {
-        sleep(LOOK).await;
-        match Tenure::take(socket) {
-            Ok(Some(tenure)) if patience == 0 => return tenure,
-            Ok(Some(_)) => patience -= 1,
-            Ok(None) => patience = 0,
-            Err(error) => debug!(
-                error = &error as &dyn std::error::Error,
-                "whether anybody owns the node is not known"
-            ),
-        }
     }
 }

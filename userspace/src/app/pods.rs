@@ -76,8 +76,8 @@ pub(super) struct Pods {
     told: watch::Sender<u64>,
     /// With an API server: the cluster hears of it.
     announcements: Option<Announcements>,
-    /// Cancelled once every pod that should be captured at the start has been, or has failed.
-    settled: CancellationToken,
+    /// Cancelled once every pod that should be captured when the node becomes ours has been, or has failed.
+    settled: Mutex<CancellationToken>,
     /// Served from before a pause of capture, and not heard of since.
     unconfirmed: Mutex<BTreeSet<WorkloadUid>>,
 }
@@ -124,14 +124,15 @@ impl Pods {
             states: Mutex::default(),
             told: watch::Sender::new(0),
             announcements,
-            settled: CancellationToken::new(),
+            settled: Mutex::default(),
             unconfirmed: Mutex::default(),
         })
     }
 
-    /// Returns once every pod that should be captured at the start has been, or has failed.
+    /// Returns once every pod that should be captured when the node becomes ours has been, or has failed.
     pub(super) async fn settled(&self) {
-        self.settled.cancelled().await;
+        let settled = self.settled.lock().clone();
+        settled.cancelled().await;
     }
 
     /// The listeners of the pods that are served, for another daemon to accept from as well.
@@ -174,6 +175,7 @@ impl Pods {
                 handle.pass_on();
             }
         }
+        *self.settled.lock() = CancellationToken::new();
         self.announce(Announcements::forget);
         self.context.metrics.gauges.set_captured_pods(0);
         self.told.send_modify(|count| *count = count.wrapping_add(1));
@@ -224,7 +226,7 @@ impl Pods {
                 for workload in std::mem::take(&mut *self.unconfirmed.lock()) {
                     self.released(workload);
                 }
-                self.settled.cancel();
+                self.settled.lock().cancel();
                 self.readiness.met(Condition::Pods.name());
                 self.announce(Announcements::settled);
             }

@@ -85,8 +85,11 @@ pub(super) async fn arrive(
     }
 }
 
-/// `None` if nobody is there to ask.
-async fn ask(
+/// Asks the owner for the node, and takes it. `None` if nobody is there to ask.
+///
+/// # Errors
+/// The owner keeps it.
+pub(super) async fn ask(
     socket: &Path,
     node: &str,
     prepare: &impl AsyncFn() -> anyhow::Result<()>,
@@ -190,6 +193,11 @@ impl Heir {
 
     fn is_known_to(&self, snapshot: &MeshSnapshot) -> bool {
         self.pods.iter().all(|pod| snapshot.workloads.contains_key(pod))
+    }
+
+    /// To the daemon before this one.
+    pub(super) fn predecessor(&self) -> Arc<Link> {
+        Arc::clone(&self.link)
     }
 
     /// How long is left until this daemon has to serve.

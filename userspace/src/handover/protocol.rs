@@ -8,7 +8,9 @@
 //!
 //! `Goodbye` is what makes the successor the owner. Until then the predecessor goes on as if nothing had been if the
 //! successor falls silent. Whoever is refused for its version may say `Leave`: then the predecessor lets go of the node, which
-//! is taken over as after any end of a daemon. `Hello`, `Refused` and `Leave` are the same in every version.
+//! is taken over as after any end of a daemon. `Hello`, `Refused` and `Leave` are the same in every version. The conversation
+//! stays open: a successor that is told to end says `Ending` in it. A predecessor that is still there then comes to its door,
+//! and has the node back with the parts exchanged.
 
 use crate::{mesh::WorkloadUid, net::Role};
 use serde::{Deserialize, Serialize};
@@ -33,10 +35,15 @@ pub struct Version {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub enum FromSuccessor {
-    Hello { version: Version, node: String },
+    Hello {
+        version: Version,
+        node: String,
+    },
     Take,
     Served,
     Leave,
+    /// Who owns the node since `Goodbye` is told to end.
+    Ending,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +158,7 @@ impl FromSuccessor {
             Self::Take => "take",
             Self::Served => "served",
             Self::Leave => "leave",
+            Self::Ending => "ending",
         }
     }
 }
@@ -184,6 +192,8 @@ pub enum Giver {
     Welcomed,
     Refused,
     Giving,
+    /// The node is the successor's.
+    Given,
     Done,
 }
 
@@ -198,6 +208,8 @@ pub enum Reaction {
     LetGo,
     /// Let go of the node.
     Leave,
+    /// Come to the successor's door as it came to ours.
+    Return,
 }
 
 impl Giver {
@@ -217,9 +229,10 @@ impl Giver {
                 }
             }
             (Self::Welcomed, FromSuccessor::Take) => (Self::Giving, Reaction::Give),
-            (Self::Giving, FromSuccessor::Served) => (Self::Done, Reaction::LetGo),
+            (Self::Giving, FromSuccessor::Served) => (Self::Given, Reaction::LetGo),
+            (Self::Given, FromSuccessor::Ending) => (Self::Done, Reaction::Return),
             (Self::Refused, FromSuccessor::Leave) => (Self::Done, Reaction::Leave),
-            (Self::Greeting | Self::Welcomed | Self::Refused | Self::Giving | Self::Done, _) => {
+            (Self::Greeting | Self::Welcomed | Self::Refused | Self::Giving | Self::Given | Self::Done, _) => {
                 return Err(out_of_turn);
             }
         };
@@ -368,8 +381,11 @@ mod tests {
         assert_eq!(hear(FromSuccessor::Take), Ok(Reaction::Give));
         assert_eq!(hear(FromSuccessor::Take), Err(Misstep::OutOfTurn { said: "take" }));
         assert_eq!(hear(FromSuccessor::Leave), Err(Misstep::OutOfTurn { said: "leave" }));
+        assert_eq!(hear(FromSuccessor::Ending), Err(Misstep::OutOfTurn { said: "ending" }));
         assert_eq!(hear(FromSuccessor::Served), Ok(Reaction::LetGo));
         assert_eq!(hear(FromSuccessor::Served), Err(Misstep::OutOfTurn { said: "served" }));
+        assert_eq!(hear(FromSuccessor::Ending), Ok(Reaction::Return));
+        assert_eq!(hear(FromSuccessor::Ending), Err(Misstep::OutOfTurn { said: "ending" }));
     }
 
     #[test]
