@@ -65,7 +65,7 @@ fn a_rolling_update_of_the_daemons_fails_no_new_connection() -> Result<()> {
         connects.errors,
         connects.rate.operations + connects.errors
     );
-    ensure!(connects.errors == 0, "{connects:?}");
+    ensure!(connects.errors == 0, "{connects:?}\n{}", cluster().diagnosis());
     ensure!(connects.rate.operations > FEWEST, "too few: {connects:?}");
     // Who gives its node away waits to be told to end: had it ended, kubelet would have started it again, to take the node back.
     for (pod, starts) in cluster().daemon_starts()? {

@@ -111,8 +111,9 @@ impl Cluster {
         Ok(names)
     }
 
-    /// What somebody who looks into a failure asks first.
-    fn diagnosis(&self) -> String {
+    /// What somebody who looks into a failure asks first: the pods, what became of Warren's, and what these said beside their
+    /// access logs.
+    pub fn diagnosis(&self) -> String {
         let ask = |words: &[&str]| match self.kubectl.run(words) {
             Ok(text) => text,
             Err(error) => format!("{error:#}\n"),
@@ -121,9 +122,12 @@ impl Cluster {
         for label in ["warren-node", "warren-controller"] {
             let selector = format!("app.kubernetes.io/name={label}");
             text += &format!("── {label}\n");
-            text += &ask(&["-n", "warren-system", "logs", "-l", &selector, "--prefix", "--tail=40"]);
+            let logs = ["logs", "-n=warren-system", "-l", &selector, "--prefix", "--tail=2000"];
+            for line in ask(&logs).lines().filter(|line| !line.contains("connection complete")) {
+                text += &format!("{line}\n");
+            }
         }
-        text
+        text + "── events\n" + &ask(&["-n", "warren-system", "get", "events"])
     }
 }
 
