@@ -80,11 +80,17 @@ impl Cluster {
         Ok(())
     }
 
-    /// Replaces every daemon, as an update would, and waits until the new ones have taken over.
+    /// Replaces every daemon, as an update would, and waits until the new ones have taken over. Where Kubernetes takes a node
+    /// for lost, a while after the API server was away say, it ends the daemon there at once, without a successor; so that
+    /// is waited for first.
     ///
     /// # Errors
     /// They have not, in time.
     pub fn restart_daemons(&self) -> Result<()> {
+        let timeout = format!("--timeout={}s", ROLLOUT.as_secs());
+        self.kubectl
+            .run(["wait", "--for=condition=Ready", "nodes", "--all", &timeout])?;
+        self.warren_ready()?;
         self.kubectl
             .run(["-n", NAMESPACE, "rollout", "restart", "daemonset/warren-node"])?;
         self.warren_ready()
