@@ -254,8 +254,8 @@ fn uninstall_cuts_no_connection_restarts_no_pod_and_leaves_nothing_behind() -> R
     if let Some(rig) = cluster.rig() {
         has_traces(rig, &nodes[0])?;
     }
-    // Thirty seconds is how long what is open may go on; this takes ten.
-    let feed = "i=0; while [ $i -lt 50 ]; do echo $i; i=$((i+1)); sleep 0.2; done";
+    // Thirty seconds is how long what is open may go on; this takes fifteen and more.
+    let feed = "i=0; while [ $i -lt 75 ]; do echo $i; i=$((i+1)); sleep 0.2; done";
     let serve = format!("nc -l -p 9000 -e sh -c '{feed}'");
     let mut server = namespace.spawn("db", &serve)?;
     let to = namespace.address("db")?;
@@ -272,7 +272,7 @@ fn uninstall_cuts_no_connection_restarts_no_pod_and_leaves_nothing_behind() -> R
 
     removed(cluster)?;
     reader.wait(REMOVAL)?;
-    ensure!(reader.stdout().trim() == "49", "it ended with {:?}", reader.stdout());
+    ensure!(reader.stdout().trim() == "74", "it ended with {:?}", reader.stdout());
     server.wait(REMOVAL)?;
     if let Some(rig) = cluster.rig() {
         no_trace(rig, &nodes)?;

@@ -28,7 +28,7 @@ use crate::{
         key::DaemonKey,
         store::StoreSettings,
     },
-    config::{NodeConfig, RunConfig},
+    config::NodeConfig,
     handover::Tenure,
     kernel::Kernel,
     mesh::MeshSnapshot,
@@ -54,8 +54,9 @@ use tracing::{info, warn};
 const EVENTS: usize = 256;
 /// How often the file of the root certificates is looked at.
 const ROOT_REREAD: Duration = Duration::from_secs(10);
-/// How long the release of every pod may take when Warren is uninstalled.
-const LEAVE: Duration = Duration::from_secs(15);
+/// How long the release of every pod, and then the rest, may take when Warren is uninstalled and open connections have had
+/// their time. Kubelet waits fifteen seconds more than these have.
+const LEAVE: Duration = Duration::from_secs(5);
 /// How long metrics and readiness still answer after the connections have ended.
 const ADMIN_GRACE: Duration = Duration::from_millis(200);
 
@@ -76,14 +77,14 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     let begun = tokio::select! {
         running = start(&config, &metrics, &readiness, &shutdown) => running,
         outcome = wait(&mut terminated, &shutdown) => {
-            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+            end(config.run.drain_deadline, &shutdown, &admin_tasks, &readiness).await;
             return outcome;
         }
     };
     let running = match begun {
         Ok(running) => running,
         Err(error) => {
-            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+            end(config.run.drain_deadline, &shutdown, &admin_tasks, &readiness).await;
             return Err(error);
         }
     };
@@ -101,18 +102,18 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         Some(_) | None => {
             // The next daemon has the node as soon as capture stands still.
             drop(released);
-            end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+            end(config.run.drain_deadline, &shutdown, &admin_tasks, &readiness).await;
             return outcome;
         }
     };
     readiness.pending(Condition::Running.name(), "being uninstalled");
     uninstalled.leave();
     uninstalled.remove_plugin();
-    let in_time = tokio::time::timeout(LEAVE, &mut released).await;
+    let in_time = tokio::time::timeout(config.run.drain_deadline + LEAVE, &mut released).await;
     if in_time.is_err() {
         warn!("not every pod could be released in time");
     }
-    end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+    end(LEAVE, &shutdown, &admin_tasks, &readiness).await;
     uninstalled.remove_rest(&running.kernel);
     let tenure = in_time.unwrap_or_else(|_| Ok(released.try_recv().ok().flatten()));
     if let (Ok(Some(tenure)), Some(socket)) = (tenure, config.meeting_place()) {
@@ -285,9 +286,9 @@ async fn wait(
 }
 
 /// Drains the connections, then the servers that told about them.
-async fn end(run: &RunConfig, shutdown: &Shutdown, admin_tasks: &Shutdown, readiness: &Readiness) {
+async fn end(drain: Duration, shutdown: &Shutdown, admin_tasks: &Shutdown, readiness: &Readiness) {
     readiness.pending(Condition::Running.name(), "draining");
-    match shutdown.drain(run.drain_deadline).await {
+    match shutdown.drain(drain).await {
         Drained::Completely => info!("drained"),
         Drained::Cut { tasks } => warn!(?tasks, "ended with connections open"),
     }

@@ -53,7 +53,7 @@ pub async fn run_controller(config: ControllerConfig) -> anyhow::Result<()> {
     ports.serve_admin(None, &admin_tasks)?;
     info!("the controller runs");
     let outcome = wait(terminated, &shutdown).await;
-    end(&config.run, &shutdown, &admin_tasks, &readiness).await;
+    end(config.run.drain_deadline, &shutdown, &admin_tasks, &readiness).await;
     outcome
 }
 

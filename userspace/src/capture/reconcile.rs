@@ -91,8 +91,8 @@ const TICK: Duration = Duration::from_millis(500);
 const LINK_AFTER: Duration = Duration::from_secs(10);
 /// When linking is tried again after it failed.
 const LINK_AGAIN: Duration = Duration::from_secs(30);
-/// How long pods may take to leave when the mesh is taken off the node.
-const LEAVE: Duration = Duration::from_secs(10);
+/// How long a pod still answers those who take it for one of the mesh when that is taken off the node.
+const LEAVING_LINGER: Duration = Duration::from_millis(2500);
 /// How long captures and releases that are under way may take to end when the task is paused. What is not released by then
 /// is for whoever goes on.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -348,10 +348,8 @@ impl Reconciler {
             Duration::ZERO
         };
         let (drain, linger) = match drain {
-            // Whoever takes the mesh off the node waits for it, and kills in the end.
-            true if self.settings.leave.is_cancelled() => {
-                (self.settings.release_drain.min(LEAVE), linger.min(LEAVE / 4))
-            }
+            // Whoever takes the mesh off the node waits for it.
+            true if self.settings.leave.is_cancelled() => (self.settings.release_drain, linger.min(LEAVING_LINGER)),
             true => (self.settings.release_drain, linger),
             false => (Duration::ZERO, Duration::ZERO),
         };
