@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::net::testing::{ip, pod_namespace};
-use std::process::{Child, Command};
+use std::{
+    process::{Child, Command},
+    time::Duration,
+};
 
 const UID: &str = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
 const ADDRESS: &str = "10.9.0.1";
@@ -114,11 +117,14 @@ fn a_pods_namespace_is_found_by_its_processes_with_either_cgroup_driver() {
 
 #[test]
 fn a_namespace_that_a_container_made_for_itself_is_not_taken_for_the_pods() {
-    let (Some(mut node), Some(pod), Some(inner)) = (Node::new("inner"), pod_namespace("inner"), pod_namespace("inner"))
+    // Not in the order of their numbers, which would tell as well.
+    let (Some(mut node), Some(inner), Some(pod)) = (Node::new("inner"), pod_namespace("inner"), pod_namespace("inner"))
     else {
         return;
     };
     node.run(&format!("kubepods/pod{UID}/sandbox"), Some(&pod));
+    // The kernel tells when a process began in hundredths of a second.
+    std::thread::sleep(Duration::from_millis(20));
     // It gives itself the pod's address; it is younger all the same.
     node.run(&format!("kubepods/pod{UID}/app"), Some(&inner));
     assert_eq!(node.find(UID).unwrap().namespace.inode(), pod.inode());
