@@ -75,6 +75,26 @@ impl Scene {
         })
     }
 
+    /// A successor has the node, and a pod that the daemon before it never had: that daemon, and the pod's name.
+    fn succeeded(&mut self, node: Node, round: usize) -> Result<(Process, String)> {
+        let before = self.mesh.daemon_mut(node).replace(DEADLINE)?;
+        before.wait_for_line(LET_GO, DEADLINE)?;
+        let newcomer = format!("newcomer-{}{round}", node.letter());
+        self.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
+        self.until_captured(node, 1 + round)?;
+        Ok((before, newcomer))
+    }
+
+    /// Every daemon has a successor, and ends.
+    fn update(&mut self) -> Result<()> {
+        for node in Node::BOTH {
+            let mut before = self.mesh.daemon_mut(node).replace(DEADLINE)?;
+            let status = before.stop(DRAIN + DEADLINE)?;
+            ensure!(status.success(), "it ended with {status}: {}", before.log());
+        }
+        Ok(())
+    }
+
     fn socket(&self, node: Node) -> PathBuf {
         let name = format!("handover-{}.sock", node.letter());
         self.mesh.ca_directory().with_file_name(name)
@@ -219,12 +239,7 @@ fn a_successor_that_dies_while_the_daemon_before_it_is_there_gives_the_node_back
     long.send(b"E")?;
     for round in 1..=2 {
         for node in Node::BOTH {
-            let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
-            before.wait_for_line(LET_GO, DEADLINE)?;
-            // It has what the daemon before it never had.
-            let newcomer = format!("newcomer-{}{round}", node.letter());
-            scene.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
-            scene.until_captured(node, 1 + round)?;
+            let (before, newcomer) = scene.succeeded(node, round)?;
             scene.mesh.daemon_mut(node).put_back(before)?.kill()?;
             let begun = Instant::now();
             scene.until_captured(node, 1 + round)?;
@@ -237,9 +252,7 @@ fn a_successor_that_dies_while_the_daemon_before_it_is_there_gives_the_node_back
     }
     echoes(&mut long, 1)?;
     let (traffic, begun) = (scene.traffic()?, Instant::now());
-    for node in Node::BOTH {
-        scene.mesh.daemon_mut(node).replace(DEADLINE)?.stop(DRAIN + DEADLINE)?;
-    }
+    scene.update()?;
     without_a_failure(traffic, begun)
 }
 
@@ -251,11 +264,7 @@ fn an_update_that_is_undone_gives_the_node_back_and_no_new_connection_fails() ->
     let (traffic, begun) = (scene.traffic()?, Instant::now());
     for round in 1..=2 {
         for node in Node::BOTH {
-            let before = scene.mesh.daemon_mut(node).replace(DEADLINE)?;
-            before.wait_for_line(LET_GO, DEADLINE)?;
-            let newcomer = format!("newcomer-{}{round}", node.letter());
-            scene.world.add_pods(vec![PodSpec::new(&newcomer, node)])?;
-            scene.until_captured(node, 1 + round)?;
+            let (before, newcomer) = scene.succeeded(node, round)?;
             let mut successor = scene.mesh.daemon_mut(node).put_back(before)?;
             let status = successor.stop(DRAIN + DEADLINE)?;
             ensure!(status.success(), "it ended with {status}: {}", successor.log());
@@ -267,10 +276,7 @@ fn an_update_that_is_undone_gives_the_node_back_and_no_new_connection_fails() ->
         }
     }
     echoes(&mut long, 1)?;
-    // It is an owner like any other: the next update finds it at its door, and when it is told to end nobody keeps it.
-    for node in Node::BOTH {
-        scene.mesh.daemon_mut(node).replace(DEADLINE)?.stop(DRAIN + DEADLINE)?;
-    }
+    scene.update()?;
     without_a_failure(traffic, begun)
 }
 
