@@ -36,7 +36,7 @@ use crate::{
     shutdown::{Drained, Shutdown, termination},
     telemetry::Metrics,
 };
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use capturing::{Capturing, Pauses};
 use cluster::{Cluster, OnNode};
 use handover::{Owner, Standing};
@@ -232,21 +232,9 @@ async fn start(
         _ => None,
     };
     let duties = cluster.as_ref().map(Cluster::duties);
-    if let Some(heir) = &heir
-        && tokio::time::timeout(heir.left(), pods.settled()).await.is_err()
-    {
-        bail!("the node's pods are not served in time: the daemon before this one goes on");
-    }
     let predecessor = heir.as_ref().map(Heir::predecessor);
-    // As long as the one before can go on if this fails.
-    let bound = duties.as_ref().map(|duties| duties.bind()).transpose()?;
-    if let Some(heir) = heir {
-        heir.served().await?;
-    }
+    succession::begin(heir, &pods, duties.as_deref()).await?;
     readiness.met(Condition::Node.name());
-    if let (Some(duties), Some(socket)) = (&duties, bound) {
-        duties.start(socket);
-    }
     let standing = config.meeting_place().map(|socket| {
         let owner = Owner {
             socket,

@@ -23,15 +23,8 @@ pub(super) struct Absence {
     pub(super) resting: Resting,
     /// With the daemon that has the node. One that cannot speak with this one has none.
     talk: Option<(Link, Giver)>,
+    /// How often nobody may still be seen to own the node.
     patience: u32,
-}
-
-/// How the node came back.
-pub(super) enum Return {
-    /// Nobody had it any more.
-    Orphaned(Tenure),
-    /// From the daemon that had it, which still serves.
-    Given(Tenure, Heir),
 }
 
 impl Absence {
@@ -44,16 +37,19 @@ impl Absence {
         }
     }
 
-    /// Returns when the node is this daemon's again.
-    pub(super) async fn ends(&mut self, socket: &Path, node: &str) -> Return {
+    /// Returns when the node is this daemon's again: because nobody has it any more, or as an heir.
+    pub(super) async fn ends(&mut self, socket: &Path, node: &str) -> (Tenure, Option<Heir>) {
         loop {
             tokio::select! {
-                tenure = until_nobody_owns(socket, &mut self.patience) => return Return::Orphaned(tenure),
+                tenure = until_nobody_owns(socket, &mut self.patience) => {
+                    warn!("the daemon that was to have this node is not there: this one takes it back");
+                    return (tenure, None);
+                }
                 () = until_it_ends(&mut self.talk, node) => {}
             }
             // The certificates are at hand.
             match succession::ask(socket, node, &async || Ok(())).await {
-                Ok(Some((tenure, heir))) => return Return::Given(tenure, heir),
+                Ok(Some((tenure, heir))) => return (tenure, Some(heir)),
                 Ok(None) => debug!("the daemon that has this node ends, and has shut its door"),
                 Err(error) => warn!(error = format!("{error:#}"), "this node is not given back"),
             }
@@ -64,11 +60,15 @@ impl Absence {
 /// Returns, once, when the daemon at the other end says that it is told to end.
 async fn until_it_ends(talk: &mut Option<(Link, Giver)>, node: &str) {
     while let Some((link, giver)) = talk {
-        match link.hear::<FromSuccessor>(WORD).await {
-            Ok((said, _)) if giver.hear(&said, OURS, node) == Ok(Reaction::Return) => return,
-            Err(LinkError::Silent(_)) => {}
-            Ok(_) | Err(_) => *talk = None,
+        let is_ending = match link.hear::<FromSuccessor>(WORD).await {
+            Ok((said, _)) => giver.hear(&said, OURS, node) == Ok(Reaction::Return),
+            Err(LinkError::Silent(_)) => continue,
+            Err(_) => false,
+        };
+        if is_ending {
+            return;
         }
+        *talk = None;
     }
     pending().await
 }

@@ -3,14 +3,16 @@
 //! on as before; if that one ends while this daemon is still there, the node is this one's again (`absence`).
 
 use super::{
-    absence::{Absence, Return},
+    absence::Absence,
     capturing::{Paused, Pauses, Resting},
     duties::Duties,
     pods::Pods,
+    succession::{Heir, begin},
 };
 use crate::{
-    capture::Inherited,
-    handover::{Door, FromPredecessor, FromSuccessor, Giver, Link, LinkError, PodSockets, Reaction, VERSION, Version},
+    handover::{
+        Door, FromPredecessor, FromSuccessor, Giver, Link, LinkError, PodSockets, Reaction, Tenure, VERSION, Version,
+    },
     shutdown::Shutdown,
 };
 use anyhow::{Context, bail};
@@ -130,13 +132,13 @@ impl Owner {
                 Left::LetGo(absence) => absence,
             };
             stage.send_replace(Stage::LetGo);
-            let returned = tokio::select! {
+            let (tenure, heir) = tokio::select! {
                 () = self.closing.cancelled() => break,
-                returned = absence.ends(&self.socket, &self.node) => returned,
+                ends = absence.ends(&self.socket, &self.node) => ends,
             };
             tokio::select! {
                 () = self.shutdown.draining() => break,
-                back = self.come_back(absence, returned) => back?,
+                back = self.come_back(absence, tenure, heir) => back?,
             }
             stage.send_replace(Stage::Owner);
         }
@@ -148,29 +150,13 @@ impl Owner {
     ///
     /// # Errors
     /// Its pods cannot be served in time, or what has stopped does not start again.
-    async fn come_back(&self, absence: Absence, returned: Return) -> anyhow::Result<()> {
+    async fn come_back(&self, absence: Absence, tenure: Tenure, heir: Option<Heir>) -> anyhow::Result<()> {
         if let Some(duties) = &self.duties {
             duties.look_again().await;
         }
-        match returned {
-            Return::Orphaned(tenure) => {
-                warn!("the daemon that was to have this node is not there: this one takes it back");
-                absence.resting.take_back(tenure, Inherited::default());
-                self.start_duties()
-            }
-            Return::Given(tenure, heir) => {
-                absence.resting.take_back(tenure, heir.inherited.clone());
-                timeout(heir.left(), self.pods.settled())
-                    .await
-                    .context("the node's pods are not served in time")?;
-                let bound = self.duties.as_ref().map(|duties| duties.bind()).transpose()?;
-                heir.served().await?;
-                if let (Some(duties), Some(socket)) = (&self.duties, bound) {
-                    duties.start(socket);
-                }
-                Ok(())
-            }
-        }
+        let inherited = heir.as_ref().map(|heir| heir.inherited.clone());
+        absence.resting.take_back(tenure, inherited.unwrap_or_default());
+        begin(heir, &self.pods, self.duties.as_deref()).await
     }
 
     fn start_duties(&self) -> anyhow::Result<()> {

@@ -2,8 +2,9 @@
 
 use super::{
     Snapshots,
+    duties::Duties,
     handover::{OURS, WORD},
-    pods::Condition,
+    pods::{Condition, Pods},
 };
 use crate::{
     admin::Readiness,
@@ -233,6 +234,28 @@ impl Heir {
             Heard::Welcome | Heard::Refused(_) | Heard::Taken | Heard::Pod(_) => bail!("it speaks out of turn"),
         }
     }
+}
+
+/// Begins to do for the node what one daemon at a time does, once the node is certain to be this daemon's.
+///
+/// # Errors
+/// Its pods are not served in time, or the CNI plugin cannot be answered, and the daemon before this one goes on; or that one
+/// has the node still.
+pub(super) async fn begin(heir: Option<Heir>, pods: &Pods, duties: Option<&Duties>) -> anyhow::Result<()> {
+    if let Some(heir) = &heir
+        && timeout(heir.left(), pods.settled()).await.is_err()
+    {
+        bail!("the node's pods are not served in time: the daemon before this one goes on");
+    }
+    // As long as the one before can go on if this fails.
+    let bound = duties.map(Duties::bind).transpose()?;
+    if let Some(heir) = heir {
+        heir.served().await?;
+    }
+    if let (Some(duties), Some(socket)) = (duties, bound) {
+        duties.start(socket);
+    }
+    Ok(())
 }
 
 /// Waits until our picture of the cluster has the pods that we were given, and whatever else the node is known to have.
