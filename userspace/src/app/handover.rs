@@ -46,8 +46,9 @@ const SERVING: Duration = Duration::from_secs(40);
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// How long the end of this daemon waits for a hand-over that is under way.
 const HOLD: Duration = Duration::from_secs(10);
-/// How long the daemon before this one may take to come back to the door.
-const COMING_BACK: Duration = Duration::from_secs(5);
+/// How long the daemon before this one may take to come back to the door: no more than is left of what kubelet waits for this
+/// one's end.
+const COMING_BACK: Duration = Duration::from_secs(2);
 
 /// How this daemon stands to its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
