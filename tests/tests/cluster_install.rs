@@ -207,6 +207,41 @@ fn check_names_a_daemon_that_is_missing() -> Result<()> {
 }
 
 #[test]
+fn check_names_the_taints_that_keep_the_controller_from_every_node() -> Result<()> {
+    let cluster = fresh()?;
+    let Some(_) = cluster.rig() else { return Ok(()) };
+    let taint = |what: &str| cluster.kubectl.run(["taint", "nodes", "--all", what]);
+    taint("kept-for=others:NoSchedule")?;
+    let named = || -> Result<()> {
+        cluster.kubectl.run([
+            "-n",
+            SYSTEM,
+            "delete",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=warren-controller",
+        ])?;
+        wait_until_ok("check names the taint", PATIENCE, || {
+            let told = cluster.warren(&["check"])?;
+            let words: Vec<&str> = told.stdout.split_whitespace().collect();
+            let said = words.join(" ");
+            ensure!(said.contains("controller-not-ready"), "{}", told.stdout);
+            ensure!(
+                said.contains("Taints: kept-for=others:NoSchedule (2 of 2 nodes)"),
+                "{}",
+                told.stdout
+            );
+            Ok(())
+        })
+    };
+    let named = named();
+    taint("kept-for-")?;
+    named?;
+    cluster.warren_ready()?;
+    is_well(cluster)
+}
+
+#[test]
 fn what_a_dry_run_prints_is_what_is_installed() -> Result<()> {
     let cluster = fresh()?;
     let told = cluster.warren(&["install", "--dry-run", "--image", &cluster.image()?])?;

@@ -47,7 +47,12 @@ pub(super) struct Node {
     pub(super) system: String,
     /// `amd64`, `arm64` …
     pub(super) architecture: String,
-    pub(super) ready: bool,
+    /// Why it is not ready, in the kubelet's or the node controller's words.
+    pub(super) not_ready: Option<String>,
+    /// What it is short of: `DiskPressure`, `MemoryPressure`, `PIDPressure`.
+    pub(super) pressures: Vec<String>,
+    /// Those that keep new pods away, as `kubectl taint` writes them: `key=value:NoSchedule`.
+    pub(super) taints: Vec<String>,
 }
 
 /// Software that lives on the same nodes.
@@ -132,7 +137,9 @@ pub(super) struct OwnPod {
     pub(super) waiting: Option<(String, String)>,
     /// What it said at its last end.
     pub(super) last_words: Option<String>,
-    /// Of the pod itself: unschedulable, volumes that cannot be mounted.
+    /// Why no node takes it, in the scheduler's words.
+    pub(super) unschedulable: Option<String>,
+    /// What its newest warning says: volumes that cannot be mounted …
     pub(super) obstacle: Option<String>,
     pub(super) report: Option<Report>,
 }

@@ -48,6 +48,9 @@ problems! {
     KernelTooOld = "kernel-too-old" in Nodes,
     /// A node of an architecture or system that Warren is not built for.
     NodeUnsupported = "node-unsupported" in Nodes,
+    NodeNotReady = "node-not-ready" in Nodes,
+    /// A node that is short of disk, memory or process numbers.
+    NodePressure = "node-pressure" in Nodes,
 
     CiliumSocketBalancing = "cilium-socket-lb" in Network,
     CiliumExclusive = "cilium-cni-exclusive" in Network,

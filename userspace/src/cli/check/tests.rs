@@ -24,7 +24,7 @@ fn node(name: &str) -> Node {
         kernel: "6.1.0-18-amd64".into(),
         system: "linux".into(),
         architecture: "amd64".into(),
-        ready: true,
+        ..Node::default()
     }
 }
 
@@ -162,6 +162,15 @@ const FAULTS: &[(&str, &str, Plant)] = &[
     ("node-unsupported", "riscv64", |f| {
         f.nodes[1].architecture = "riscv64".into()
     }),
+    ("node-not-ready", "kubelet stopped posting", |f| {
+        f.nodes[1].not_ready = Some("kubelet stopped posting node status".into());
+    }),
+    ("node-pressure", "free space", |f| {
+        f.nodes[1].pressures = vec!["DiskPressure".into()]
+    }),
+    ("node-pressure", "describe node n2", |f| {
+        f.nodes[1].pressures = vec!["MemoryPressure".into()]
+    }),
     ("cilium-socket-lb", "socketLB.hostNamespaceOnly=true", |f| {
         f.others.cilium.as_mut().unwrap().host_namespace_only = false;
     }),
@@ -223,6 +232,16 @@ const FAULTS: &[(&str, &str, Plant)] = &[
         f.own_pods[2].ready = false;
         f.own_pods[2].last_words = Some("no lease".into());
     }),
+    (
+        "controller-not-ready",
+        "untolerated taint(s). Taints: disk:NoSchedule (1 of 2 nodes) → give it a node",
+        |f| {
+            f.controller.as_mut().unwrap().ready = 0;
+            f.own_pods[2].ready = false;
+            f.own_pods[2].unschedulable = Some("0/2 nodes are available: 2 node(s) had untolerated taint(s).".into());
+            f.nodes[0].taints = vec!["disk:NoSchedule".into()];
+        },
+    ),
     ("controller-not-ready", "not there", |f| f.controller = None),
     ("root-missing", "warren-ca", |f| f.authority.secret = None),
     ("root-expired", "2026-11-20", |f| expire(f, "2026-11-20T00:00:00Z")),

@@ -72,8 +72,27 @@ pub(super) fn node(object: &Value) -> Node {
         kernel: owned(object, "/status/nodeInfo/kernelVersion"),
         system: owned(object, "/status/nodeInfo/operatingSystem"),
         architecture: owned(object, "/status/nodeInfo/architecture"),
-        ready: has_condition(object, "Ready"),
+        not_ready: match list(object, "/status/conditions").find(|one| one["type"] == "Ready") {
+            Some(ready) => (ready["status"] != "True").then(|| owned(ready, "/message")),
+            None => Some("its kubelet has not said that it is".to_owned()),
+        },
+        pressures: list(object, "/status/conditions")
+            .filter(|one| one["status"] == "True")
+            .map(|one| owned(one, "/type"))
+            .filter(|kind| kind.ends_with("Pressure"))
+            .collect(),
+        taints: list(object, "/spec/taints")
+            .filter(|taint| taint["effect"] != "PreferNoSchedule")
+            .map(taint)
+            .collect(),
     }
+}
+
+/// As `kubectl taint` writes it.
+fn taint(object: &Value) -> String {
+    let value = text(object, "/value").filter(|value| !value.is_empty());
+    let value = value.map_or_else(String::new, |value| format!("={value}"));
+    format!("{}{value}:{}", owned(object, "/key"), owned(object, "/effect"))
 }
 
 fn has_condition(object: &Value, kind: &str) -> bool {
@@ -232,7 +251,7 @@ pub(super) fn own_pod(object: &Value, events: &[Value], now: Timestamp) -> Optio
         let states = ["/state/terminated/message", "/lastState/terminated/message"];
         states.into_iter().find_map(|at| text(status, at)).map(ending)
     });
-    let unscheduled = list(object, "/status/conditions")
+    let unschedulable = list(object, "/status/conditions")
         .find(|one| one["type"] == "PodScheduled" && one["status"] == "False")
         .map(|one| owned(one, "/message"));
     let ready = has_condition(object, "Ready");
@@ -252,9 +271,8 @@ pub(super) fn own_pod(object: &Value, events: &[Value], now: Timestamp) -> Optio
         restarts: status.map_or(0, |status| number(status, "/restartCount")),
         waiting,
         last_words,
-        obstacle: unscheduled
-            .or_else(|| newest_message(events, of_pod))
-            .filter(|_| !ready),
+        unschedulable,
+        obstacle: newest_message(events, of_pod).filter(|_| !ready),
         report: None,
         name,
     })
@@ -409,6 +427,31 @@ mod tests {
     fn a_minor_version_with_a_plus_is_a_number() {
         assert_eq!(version(r#"{"major":"1","minor":"28+"}"#), Some((1, 28)));
         assert_eq!(version("no json"), None);
+    }
+
+    #[test]
+    fn what_kubernetes_holds_against_a_node_is_in_its_conditions_and_taints() {
+        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "message": format!("{kind} is {status}")});
+        let node = node(&json!({
+            "metadata": {"name": "n1"},
+            "spec": {"taints": [
+                {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"},
+                {"key": "team", "value": "shop", "effect": "NoExecute"},
+                {"key": "spot", "value": "", "effect": "PreferNoSchedule"},
+            ]},
+            "status": {"conditions": [
+                condition("MemoryPressure", "False"),
+                condition("DiskPressure", "True"),
+                condition("PIDPressure", "Unknown"),
+                condition("Ready", "Unknown"),
+            ]},
+        }));
+        assert_eq!(node.not_ready.as_deref(), Some("Ready is Unknown"));
+        assert_eq!(node.pressures, ["DiskPressure"]);
+        assert_eq!(
+            node.taints,
+            ["node.kubernetes.io/disk-pressure:NoSchedule", "team=shop:NoExecute"]
+        );
     }
 
     #[test]

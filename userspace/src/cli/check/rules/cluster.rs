@@ -57,7 +57,7 @@ fn judge_node(node: &Node, findings: &mut Vec<Finding>) {
     match kernel(&node.kernel) {
         Some(found) if found < KERNEL => findings.push(Finding::error(
             Problem::KernelTooOld,
-            subject,
+            subject.clone(),
             format!(
                 "its kernel is {}; Warren needs {}.{} (6.1 among the long-term ones), whose listener search can tell \
                  from where a connection comes",
@@ -66,6 +66,32 @@ fn judge_node(node: &Node, findings: &mut Vec<Finding>) {
             "upgrade the node's operating system, or keep the pods of the mesh on other nodes",
         )),
         Some(_) | None => {}
+    }
+    health(node, &subject, findings);
+}
+
+/// What Kubernetes holds against it: no new pod starts there.
+fn health(node: &Node, subject: &str, findings: &mut Vec<Finding>) {
+    if let Some(why) = &node.not_ready {
+        findings.push(Finding::warning(
+            Problem::NodeNotReady,
+            subject,
+            format!("Kubernetes takes it for not ready: {why}"),
+            &format!("kubectl describe node {}", node.name),
+        ));
+    }
+    for pressure in &node.pressures {
+        findings.push(Finding::warning(
+            Problem::NodePressure,
+            subject,
+            format!("its kubelet reports {pressure}: it takes no new pods and may end some of those it has"),
+            &match pressure.as_str() {
+                "DiskPressure" => {
+                    "free space on the disks of its kubelet and its images, or give it larger ones".to_owned()
+                }
+                _ => format!("give it more, or take pods off it: kubectl describe node {}", node.name),
+            },
+        ));
     }
 }
 

@@ -1,11 +1,12 @@
 //! What must be so of Warren's own parts. Pure.
 
 use super::super::{
-    facts::{Facts, OwnPod, Report, Root, Workload},
+    facts::{Facts, Node, OwnPod, Report, Root, Workload},
     finding::{Finding, Problem, Severity},
 };
 use crate::cli::manifests::{CONTROLLER, NAMESPACE, NODE};
 use k8s_openapi::jiff::Timestamp;
+use std::collections::BTreeMap;
 
 /// So long a new pod may take to get ready.
 const SETTLE_SECONDS: i64 = 30;
@@ -167,8 +168,14 @@ fn why_not_ready(pod: &OwnPod) -> String {
         .as_ref()
         .map(|(reason, message)| format!("{reason}{}", behind(message)));
     // What the daemon itself said is worth more than what Kubernetes makes of it.
-    [waits, pod.last_words.clone(), pod.obstacle.clone(), waiting]
-        .into_iter()
+    let said = [
+        waits,
+        pod.last_words.clone(),
+        pod.unschedulable.clone(),
+        pod.obstacle.clone(),
+        waiting,
+    ];
+    said.into_iter()
         .flatten()
         .find(|text| !text.is_empty())
         .unwrap_or_default()
@@ -249,19 +256,45 @@ fn controller(facts: &Facts, findings: &mut Vec<Finding>) {
         return;
     }
     let pod = facts.own_pods.iter().find(|pod| !pod.is_daemon);
+    let placeless = pod.is_some_and(|pod| pod.unschedulable.is_some());
+    let mut why = behind(&pod.map(why_not_ready).unwrap_or_default());
+    if placeless {
+        why += &taints(&facts.nodes);
+    }
     findings.push(not_yet(
         pod.map_or(i64::MAX, |pod| pod.age_seconds),
         Finding::error(
             Problem::ControllerNotReady,
             format!("Deployment {NAMESPACE}/{CONTROLLER}"),
             format!(
-                "none of {} replicas is ready, and nodes get no certificates{}",
+                "none of {} replicas is ready, and nodes get no certificates{why}",
                 controller.wanted,
-                behind(&pod.map(why_not_ready).unwrap_or_default())
             ),
-            "kubectl -n warren-system logs deployment/warren-controller",
+            if placeless {
+                "give it a node: see controller.tolerations, controller.nodeSelector and controller.resources in the \
+                 chart's values"
+            } else {
+                "kubectl -n warren-system logs deployment/warren-controller"
+            },
         ),
     ));
+}
+
+/// Which taints the nodes have, which the scheduler does not name. Empty where there are none.
+fn taints(nodes: &[Node]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for taint in nodes.iter().flat_map(|node| &node.taints) {
+        *counts.entry(taint).or_default() += 1;
+    }
+    let counted = counts
+        .iter()
+        .map(|(taint, count)| format!("{taint} ({count} of {} nodes)", nodes.len()));
+    let listed: Vec<String> = counted.collect();
+    if listed.is_empty() {
+        String::new()
+    } else {
+        format!(" Taints: {}", listed.join(", "))
+    }
 }
 
 /// What a new pod is not yet is worth a warning.
@@ -278,7 +311,8 @@ fn not_yet(age_seconds: i64, finding: Finding) -> Finding {
 }
 
 fn without_daemon(facts: &Facts, findings: &mut Vec<Finding>) {
-    for node in facts.nodes.iter().filter(|node| node.ready && node.system == "linux") {
+    let ready = |node: &&Node| node.not_ready.is_none() && node.system == "linux";
+    for node in facts.nodes.iter().filter(ready) {
         let is_here = |pod: &&OwnPod| pod.is_daemon && pod.node.as_ref() == Some(&node.name);
         if facts.own_pods.iter().any(|pod| is_here(&pod)) {
             continue;
