@@ -243,10 +243,21 @@ kubectl() { in_ns cp kubectl "$@"; }
 lease() { kubectl -n kube-node-lease get lease "n$1" -o 'jsonpath={.spec.renewTime}' 2>/dev/null; }
 lease_is_newer() { [[ "$(lease "$1")" > "$2" ]]; }
 is_ready() { [ "$(kubectl get node "n$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
+# Nodes whose disk fills up while they run take no pods, and no test says why.
+has_room() {
+    local wanted=2048 there
+    there=$(df --output=avail -B1M "$RUN" | tail -n 1)
+    ((there >= wanted)) || {
+        say "$RUN: the nodes need $wanted MB there, and $((there)) MB are free: make room, or set RUN (TMPDIR) to a larger disk"
+        rm -rf "$RUN"
+        return 1
+    }
+}
 up() {
     local i n=${1:-2}
     down
     mkdir -p "$RUN/log" "$RUN/img"
+    [ "$n" = 0 ] || has_room
     declare -p DUAL NO_KUBE_PROXY NO_DNS KUBELET_CONFIG PROXY_MODE >"$RUN/settings"
     make_pki
     control_plane_network

@@ -72,3 +72,29 @@ fn what_programs_in_pods_have_said_goes_with_their_namespace() -> Result<()> {
     ensure!(!folder.exists(), "{} is left", folder.display());
     Ok(())
 }
+
+#[test]
+fn nodes_are_not_begun_on_a_disk_that_is_nearly_full() -> Result<()> {
+    let Some(_) = cluster().rig() else { return Ok(()) };
+    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let folder = tempfile::tempdir()?;
+    let told = Command::new("unshare")
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            r#"mount -t tmpfs -o size=64m small "$1" && exec "$2" up 1"#,
+            "sh",
+        ])
+        .args([folder.path().as_os_str(), rig.as_ref()])
+        .env("P", PREFIX)
+        .env("RUN", folder.path().join("rig"))
+        .stdin(Stdio::null())
+        .output()?;
+    let said = String::from_utf8_lossy(&told.stderr);
+    ensure!(!told.status.success(), "a cluster was begun there: {said}");
+    ensure!(said.contains("need 2048 MB there, and 64 MB are free"), "{said}");
+    let namespace = Path::new("/run/netns").join(format!("{PREFIX}cp"));
+    ensure!(!namespace.exists(), "{} is there", namespace.display());
+    Ok(())
+}
