@@ -122,7 +122,16 @@ impl Cluster {
     /// Brings it up, and `istiod` to be started beside it if that is wanted. `warren` is the binary that the image is made of.
     pub(crate) fn up(choice: Choice, istiod: bool, warren: &Path) -> Result<Self> {
         let archive = run::step_of("writing the image of the tests", || image::of_binary(warren, TAG))?;
-        let mut environment = vec![("WARREN_IMAGE_TAG", TAG.to_owned())];
+        let not_installed = tree::target().join("not-installed");
+        if let Err(error) = std::fs::remove_file(&not_installed)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            bail!("cannot remove {}: {error}", not_installed.display());
+        }
+        let mut environment = vec![
+            ("WARREN_IMAGE_TAG", TAG.to_owned()),
+            ("WARREN_NOT_INSTALLED", not_installed.display().to_string()),
+        ];
         match choice {
             Choice::Rig => {
                 let rig = Rig::build(RIG)?;

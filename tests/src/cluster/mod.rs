@@ -29,6 +29,8 @@ pub struct Cluster {
     pub busybox: String,
     /// The rig's script; `None` where the cluster is somebody else's.
     rig: Option<PathBuf>,
+    /// Where it is written that Warren cannot be installed, and why, for the test programs that come after.
+    not_installed: Option<PathBuf>,
 }
 
 /// The cluster of this run.
@@ -76,6 +78,7 @@ impl Cluster {
             kubectl: Kubectl::new(variable("WARREN_KUBECTL")?.into(), kubeconfig.into()),
             busybox: variable("WARREN_BUSYBOX")?,
             rig: std::env::var_os("WARREN_RIG").map(PathBuf::from),
+            not_installed: std::env::var_os("WARREN_NOT_INSTALLED").map(PathBuf::from),
         })
     }
 

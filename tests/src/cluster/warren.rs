@@ -2,7 +2,7 @@
 
 use super::{Cluster, PATIENCE};
 use crate::wait::wait_until_ok;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
 pub const NAMESPACE: &str = "warren-system";
@@ -56,6 +56,24 @@ impl Cluster {
     /// # Errors
     /// It is not ready in time; what `warren install` said about it.
     pub fn install_warren(&self) -> Result<()> {
+        // Each try that fails takes minutes, and so would every test after it.
+        if let Some(why) = self
+            .not_installed
+            .as_ref()
+            .and_then(|file| std::fs::read_to_string(file).ok())
+        {
+            bail!("not tried again, after it could not be installed for an earlier test of this run: {why}");
+        }
+        self.try_to_install().inspect_err(|error| {
+            if let Some(file) = &self.not_installed
+                && let Err(error) = std::fs::write(file, format!("{error:#}"))
+            {
+                eprintln!("{}: {error}", file.display());
+            }
+        })
+    }
+
+    fn try_to_install(&self) -> Result<()> {
         let told = self.warren(&["install", "--image", &self.image()?])?;
         ensure!(
             told.code == Some(0),
