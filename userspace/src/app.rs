@@ -4,6 +4,7 @@ mod absence;
 mod capturing;
 mod cluster;
 mod cni;
+mod coming;
 mod controller;
 mod duties;
 mod handover;
@@ -44,7 +45,11 @@ use pods::{Condition, Pods};
 use ports::OwnPorts;
 use rustls_pki_types::ServerName;
 use settings::{kernel_config, place, proxy_settings, trust_domains};
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use succession::Heir;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +62,8 @@ const ROOT_REREAD: Duration = Duration::from_secs(10);
 /// How long the release of every pod, and then the rest, may take when Warren is uninstalled and open connections have had
 /// their time. Kubelet waits fifteen seconds more than these have.
 const LEAVE: Duration = Duration::from_secs(5);
+/// By how much the end of a daemon may last longer than its drain: a little less than kubelet waits.
+const BEFORE_DRAIN: Duration = Duration::from_secs(12);
 /// How long metrics and readiness still answer after the connections have ended.
 const ADMIN_GRACE: Duration = Duration::from_millis(200);
 
@@ -92,6 +99,7 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
     info!(node = config.node_name, "the node's daemon runs");
 
     let outcome = wait(terminated, &shutdown).await;
+    let told = Instant::now();
     let is_ours = match &running.standing {
         Some(standing) => standing.close().await,
         None => true,
@@ -102,7 +110,8 @@ pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
         Some(_) | None => {
             // The next daemon has the node as soon as capture stands still.
             drop(released);
-            end(config.run.drain_deadline, &shutdown, &admin_tasks, &readiness).await;
+            let left = (config.run.drain_deadline + BEFORE_DRAIN).saturating_sub(told.elapsed());
+            end(config.run.drain_deadline.min(left), &shutdown, &admin_tasks, &readiness).await;
             return outcome;
         }
     };
@@ -240,6 +249,7 @@ async fn start(
             socket,
             node: config.node_name.clone(),
             predecessor,
+            daemons: cluster.as_ref().map(Cluster::daemons),
             pauses,
             pods: Arc::clone(&pods),
             duties,

@@ -150,6 +150,11 @@ impl Shutdown {
         self.inner.cut.clone().cancelled_owned()
     }
 
+    /// True once an essential task has ended before the drain.
+    pub fn has_failed(&self) -> bool {
+        self.inner.failed.is_cancelled()
+    }
+
     /// Resolves when an essential task has ended before the drain, with the first that did.
     pub async fn failure(&self) -> Failure {
         self.inner.failed.cancelled().await;
@@ -317,8 +322,10 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_an_essential_task_is_told() {
         let shutdown = Shutdown::new();
+        assert!(!shutdown.has_failed());
         shutdown.spawn_essential("index", async {});
         let failure = tokio::time::timeout(LONG, shutdown.failure()).await.unwrap();
+        assert!(shutdown.has_failed());
         assert_eq!(failure, Failure::Ended { task: "index" });
 
         let shutdown = Shutdown::new();

@@ -98,9 +98,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Replaces every daemon, as an update would, and waits until the new ones have taken over. Where Kubernetes takes a node
-    /// for lost, a while after the API server was away say, it ends the daemon there at once, without a successor; so that
-    /// is waited for first.
+    /// Replaces every daemon, as an update would, and waits until the new ones have taken over. On nodes that Kubernetes takes
+    /// for healthy: a while after the API server was away, it takes them for lost, and updates them in another way.
     ///
     /// # Errors
     /// They have not, in time.
@@ -109,9 +108,17 @@ impl Cluster {
         self.kubectl
             .run(["wait", "--for=condition=Ready", "nodes", "--all", &timeout])?;
         self.warren_ready()?;
-        self.kubectl
-            .run(["-n", NAMESPACE, "rollout", "restart", "daemonset/warren-node"])?;
+        self.begin_update()?;
         self.warren_ready()
+    }
+
+    /// Has every daemon replaced, and does not wait for it.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub fn begin_update(&self) -> Result<()> {
+        let words = ["-n", NAMESPACE, "rollout", "restart", "daemonset/warren-node"];
+        self.kubectl.run(words).map(drop)
     }
 
     /// Takes the daemons off their nodes without deleting their DaemonSet, and waits until they are gone.

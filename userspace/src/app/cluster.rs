@@ -4,6 +4,7 @@
 use super::{
     Snapshots,
     cni::{Admitted, Answers, Records},
+    coming::Daemons,
     duties::{Duties, Plugin},
     pods::{LINGER, Pods},
 };
@@ -276,6 +277,14 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) fn duties(&self) -> Arc<Duties> {
         Arc::clone(&self.duties)
+    }
+
+    pub(super) fn daemons(&self) -> Daemons {
+        Daemons {
+            client: self.client.clone(),
+            namespace: self.own_namespace.clone(),
+            node: Arc::clone(&self.duties.node),
+        }
     }
 
     /// True if the daemon ends because Warren is taken off the cluster. Unless that is certain, it is not so.

@@ -5,6 +5,7 @@
 use super::{
     absence::Absence,
     capturing::{Paused, Pauses, Resting},
+    coming::Daemons,
     duties::Duties,
     pods::Pods,
     succession::{Heir, begin},
@@ -49,6 +50,9 @@ const HOLD: Duration = Duration::from_secs(10);
 /// How long the daemon before this one may take to come back to the door: no more than is left of what kubelet waits for this
 /// one's end.
 const COMING_BACK: Duration = Duration::from_secs(2);
+/// How long a successor that is not there yet may take to come to the door: a container's start, while other nodes start
+/// theirs.
+const COMING: Duration = Duration::from_secs(10);
 
 /// How this daemon stands to its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,8 @@ pub(super) struct Owner {
     pub(super) node: String,
     /// Who gave the node to this daemon, and may be there still.
     pub(super) predecessor: Option<Arc<Link>>,
+    /// Who knows of successors before they are there.
+    pub(super) daemons: Option<Daemons>,
     pub(super) pauses: Pauses,
     pub(super) pods: Arc<Pods>,
     pub(super) duties: Option<Arc<Duties>>,
@@ -186,7 +192,7 @@ impl Owner {
         };
         loop {
             let wish = tokio::select! {
-                () = self.closing.cancelled() => return self.give_back(&door).await,
+                () = self.closing.cancelled() => return self.leave(&door).await,
                 wish = self.hear(&door) => wish,
             };
             let let_go = match wish {
@@ -204,35 +210,60 @@ impl Owner {
         }
     }
 
-    /// This daemon is told to end: the one before it has the node again, if it is still there.
+    /// This daemon is told to end: the one before it has the node again, if that is still there; or a successor has it that
+    /// is on its way.
     ///
     /// # Errors
     /// What has stopped does not start again.
-    async fn give_back(&self, door: &Door) -> anyhow::Result<Left> {
-        let Some(before) = &self.predecessor else {
-            return Ok(Left::Closed);
+    async fn leave(&self, door: &Door) -> anyhow::Result<Left> {
+        let wish = match self.predecessors_wish(door).await {
+            Some(wish) => Some(wish),
+            None => self.successors_wish(door).await,
         };
-        if before.say(&FromSuccessor::Ending, &[], WORD).await.is_err() {
-            return Ok(Left::Closed);
-        }
-        let wish = tokio::select! {
-            wish = timeout(COMING_BACK, self.hear(door)) => wish,
-            // It says no more here: it has ended.
-            _ = before.hear::<FromPredecessor>(COMING_BACK) => return Ok(Left::Closed),
-        };
-        let Ok(Ok(Some(wish))) = wish else {
-            return Ok(Left::Closed);
-        };
+        let Some(wish) = wish else { return Ok(Left::Closed) };
         match self.let_go(wish).await? {
             Ok(absence) => Ok(Left::LetGo(absence)),
             Err(error) => {
                 warn!(
                     error = format!("{error:#}"),
-                    "the daemon before this one cannot be given the node back"
+                    "this daemon is told to end, and cannot give the node to another"
                 );
                 Ok(Left::Closed)
             }
         }
+    }
+
+    async fn predecessors_wish(&self, door: &Door) -> Option<Wish> {
+        let before = self.predecessor.as_ref()?;
+        before.say(&FromSuccessor::Ending, &[], WORD).await.ok()?;
+        tokio::select! {
+            wish = timeout(COMING_BACK, self.hear(door)) => wish.ok()?.ok()?,
+            // It says no more here: it has ended.
+            _ = before.hear::<FromPredecessor>(COMING_BACK) => None,
+        }
+    }
+
+    /// Kubernetes ends a daemon without waiting for the next where it takes the node for lost, or the daemon for not ready.
+    async fn successors_wish(&self, door: &Door) -> Option<Wish> {
+        let daemons = self.daemons.as_ref()?;
+        // One that has failed has nothing to wait with.
+        if self.shutdown.has_failed() || !daemons.is_one_coming().await {
+            return None;
+        }
+        info!("the next daemon is on its way: this one serves until it is there");
+        let heard = async {
+            loop {
+                match self.hear(door).await {
+                    Ok(Some(wish)) => return wish,
+                    Ok(None) => {}
+                    Err(error) => {
+                        debug!(error = format!("{error:#}"), "whoever was at the door");
+                        sleep(BACK_OFF).await;
+                    }
+                }
+            }
+        };
+        timeout(COMING, heard).await.ok()
     }
 
     /// What the next who comes wants, if that is anything.
