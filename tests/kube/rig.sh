@@ -230,13 +230,17 @@ kill_namespace() { # NAME: ends its processes, a node's pods with them, and remo
     ip netns del "$P$1"
     remove_cgroups "$P$1"
 }
-remove_cgroups() { # PATTERN: processes that were killed may need a moment to leave
+remove_cgroups() { # PATTERN: with what a test that was killed has left in its pods
     local c d
     for c in $controllers; do
         for d in /sys/fs/cgroup/"$c"/$1; do
-            [ ! -d "$d" ] || wait_for 10 find "$d" -depth -type d -exec rmdir {} +
+            [ ! -d "$d" ] || wait_for 10 remove_cgroup "$d"
         done
     done
+}
+remove_cgroup() { # processes that were killed may need a moment to leave
+    find "$1" -name cgroup.procs -exec cat {} + | xargs -r kill -KILL || true
+    find "$1" -depth -type d -exec rmdir {} +
 }
 
 kubectl() { in_ns cp kubectl "$@"; }

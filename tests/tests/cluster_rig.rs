@@ -98,3 +98,27 @@ fn nodes_are_not_begun_on_a_disk_that_is_nearly_full() -> Result<()> {
     ensure!(!namespace.exists(), "{} is there", namespace.display());
     Ok(())
 }
+
+#[test]
+fn a_rig_goes_down_with_what_a_killed_test_has_left_in_its_pods() -> Result<()> {
+    let Some(_) = cluster().rig() else { return Ok(()) };
+    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let folder = tempfile::tempdir()?;
+    let node = Path::new("/sys/fs/cgroup/unified").join(format!("{PREFIX}n1"));
+    std::fs::create_dir_all(node.join("kubepods/pod"))?;
+    let mut left = Command::new("sleep").arg("1000").spawn()?;
+    std::fs::write(node.join("kubepods/pod/cgroup.procs"), left.id().to_string())?;
+    let told = Command::new(&rig)
+        .arg("down")
+        .env("P", PREFIX)
+        .env("RUN", folder.path().join("rig"))
+        .stdin(Stdio::null())
+        .output()?;
+    let ended = left.try_wait()?;
+    left.kill()?;
+    left.wait()?;
+    ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    ensure!(ended.is_some(), "it runs on");
+    ensure!(!node.exists(), "{} is there", node.display());
+    Ok(())
+}
