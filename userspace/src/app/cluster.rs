@@ -4,7 +4,7 @@
 use super::{
     Snapshots,
     cni::{Admitted, Answers, Records},
-    coming::Daemons,
+    coming::{self, Daemons},
     duties::{Duties, Plugin},
     pods::{LINGER, Pods},
 };
@@ -59,8 +59,6 @@ const OWN_NAMESPACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/names
 const SANDBOXES: usize = 256;
 /// How often records of sandboxes are looked through.
 const PURGE: Duration = Duration::from_secs(60);
-/// How long the API server may take when the daemon is told to end.
-const ASK: Duration = Duration::from_secs(2);
 
 /// What is needed before the desired state is read.
 pub(super) struct OnNode {
@@ -292,17 +290,13 @@ impl Cluster {
         if self.is_deleted.load(Ordering::Relaxed) {
             return true;
         }
-        match tokio::time::timeout(ASK, self.ask()).await {
-            Ok(Ok(is_gone)) => is_gone,
-            Ok(Err(error)) => {
-                warn!(%error, "whether the DaemonSet is still wanted is not known: everything stays in place");
-                false
-            }
-            Err(_) => {
-                warn!("the API server does not say whether the DaemonSet is still wanted: everything stays in place");
-                false
-            }
-        }
+        coming::answer(self.ask()).await.unwrap_or_else(|error| {
+            warn!(
+                error = format!("{error:#}"),
+                "whether the DaemonSet is still wanted is not known: everything stays in place"
+            );
+            false
+        })
     }
 
     async fn ask(&self) -> kube::Result<bool> {

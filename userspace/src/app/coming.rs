@@ -1,6 +1,7 @@
-//! Whether another daemon of this node is on its way, which only Kubernetes knows before it is there: asked by a daemon that
-//! is told to end before anybody has come for the node.
+//! What a daemon that is told to end asks Kubernetes: whether another daemon of this node is on its way, which nobody else
+//! knows before it is there.
 
+use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, api::ListParams};
 use std::{sync::Arc, time::Duration};
@@ -12,6 +13,15 @@ const DAEMONS: &str = "app.kubernetes.io/name=warren-node";
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 /// How long the API server may take to answer.
 const ASK: Duration = Duration::from_secs(2);
+
+/// The answer, if it comes while there is time to wait for it.
+///
+/// # Errors
+/// There is none.
+pub(super) async fn answer<T>(asked: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    let answered = tokio::time::timeout(ASK, asked).await;
+    Ok(answered.context("the API server does not answer in time")??)
+}
 
 /// The pods of this node's daemons, as Kubernetes has them.
 pub(super) struct Daemons {
@@ -27,17 +37,16 @@ impl Daemons {
         let of_node = ListParams::default()
             .labels(DAEMONS)
             .fields(&format!("spec.nodeName={}", self.node));
-        match tokio::time::timeout(ASK, pods.list(&of_node)).await {
-            Ok(Ok(pods)) => {
+        match answer(pods.list(&of_node)).await {
+            Ok(pods) => {
                 let own = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
                 pods.items.iter().any(|pod| is_coming(pod, own.trim()))
             }
-            Ok(Err(error)) => {
-                debug!(%error, "whether another daemon is on its way is not known");
-                false
-            }
-            Err(_) => {
-                debug!("the API server does not say whether another daemon is on its way");
+            Err(error) => {
+                debug!(
+                    error = format!("{error:#}"),
+                    "whether another daemon is on its way is not known"
+                );
                 false
             }
         }
