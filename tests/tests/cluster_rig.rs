@@ -7,21 +7,35 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use warren_tests::cluster::{PATIENCE, cluster};
-use warren_tests::{wait::wait_until_ok, wait_until};
+use warren_tests::{DEADLINE, wait::wait_until_ok, wait_until};
 
 /// Of the rig's namespaces and cgroups.
 const PREFIX: &str = "wtal";
 
+/// `program` for a rig of the test's own, whose state is in `run`.
+fn beside(program: &str, run: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env("P", PREFIX).env("RUN", run).stdin(Stdio::null());
+    command
+}
+
+/// The rig's script; `None` (said aloud) where the cluster is somebody else's.
+fn script() -> Result<Option<String>> {
+    match cluster().rig() {
+        Some(_) => std::env::var("WARREN_RIG").map(Some).context("WARREN_RIG is not set"),
+        None => Ok(None),
+    }
+}
+
 #[test]
 fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
-    let Some(_) = cluster().rig() else { return Ok(()) };
-    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let Some(rig) = script()? else { return Ok(()) };
     let root = std::env::var("WARREN_ROOT").context("WARREN_ROOT is not set")?;
     let folder = tempfile::tempdir()?;
     let run = folder.path().join("rig");
     let begun = folder.path().join("begun");
     // Whoever runs the tests in the background may have left the signal ignored.
-    let mut beside = Command::new("env")
+    let mut running = beside("env", &run)
         .args(["--default-signal=INT", &rig])
         .args(["alone", &format!("{root}/deploy/manifests/warren-crds.yaml")])
         .args([
@@ -33,9 +47,6 @@ fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
                 begun.display()
             ),
         ])
-        .env("P", PREFIX)
-        .env("RUN", &run)
-        .stdin(Stdio::null())
         .process_group(0)
         .spawn()?;
     let namespace = Path::new("/run/netns").join(format!("{PREFIX}cp"));
@@ -46,15 +57,11 @@ fn the_api_server_that_the_benchmark_fills_goes_down_at_ctrl_c() -> Result<()> {
         Ok(())
     });
     // As a terminal does it: to all of the group.
-    killpg(Pid::from_raw(beside.id().cast_signed()), Signal::SIGINT)?;
-    let ended = wait_until("it ends", PATIENCE, || beside.try_wait().ok().flatten());
+    killpg(Pid::from_raw(running.id().cast_signed()), Signal::SIGINT)?;
+    let ended = wait_until("it ends", PATIENCE, || running.try_wait().ok().flatten());
     if ended.is_err() {
-        beside.kill()?;
-        let _down = Command::new(&rig)
-            .arg("down")
-            .env("P", PREFIX)
-            .env("RUN", &run)
-            .status();
+        running.kill()?;
+        let _down = beside(&rig, &run).arg("down").status();
     }
     let status = ended?;
     has_begun?;
@@ -75,10 +82,9 @@ fn what_programs_in_pods_have_said_goes_with_their_namespace() -> Result<()> {
 
 #[test]
 fn nodes_are_not_begun_on_a_disk_that_is_nearly_full() -> Result<()> {
-    let Some(_) = cluster().rig() else { return Ok(()) };
-    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let Some(rig) = script()? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
-    let told = Command::new("unshare")
+    let told = beside("unshare", &folder.path().join("rig"))
         .args([
             "--mount",
             "sh",
@@ -87,9 +93,6 @@ fn nodes_are_not_begun_on_a_disk_that_is_nearly_full() -> Result<()> {
             "sh",
         ])
         .args([folder.path().as_os_str(), rig.as_ref()])
-        .env("P", PREFIX)
-        .env("RUN", folder.path().join("rig"))
-        .stdin(Stdio::null())
         .output()?;
     let said = String::from_utf8_lossy(&told.stderr);
     ensure!(!told.status.success(), "a cluster was begun there: {said}");
@@ -101,24 +104,20 @@ fn nodes_are_not_begun_on_a_disk_that_is_nearly_full() -> Result<()> {
 
 #[test]
 fn a_rig_goes_down_with_what_a_killed_test_has_left_in_its_pods() -> Result<()> {
-    let Some(_) = cluster().rig() else { return Ok(()) };
-    let rig = std::env::var("WARREN_RIG").context("WARREN_RIG is not set")?;
+    let Some(rig) = script()? else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let node = Path::new("/sys/fs/cgroup/unified").join(format!("{PREFIX}n1"));
     std::fs::create_dir_all(node.join("kubepods/pod"))?;
     let mut left = Command::new("sleep").arg("1000").spawn()?;
     std::fs::write(node.join("kubepods/pod/cgroup.procs"), left.id().to_string())?;
-    let told = Command::new(&rig)
-        .arg("down")
-        .env("P", PREFIX)
-        .env("RUN", folder.path().join("rig"))
-        .stdin(Stdio::null())
-        .output()?;
-    let ended = left.try_wait()?;
-    left.kill()?;
-    left.wait()?;
+    let told = beside(&rig, &folder.path().join("rig")).arg("down").output()?;
+    let killed = wait_until("it is killed", DEADLINE, || left.try_wait().ok().flatten());
+    if killed.is_err() {
+        left.kill()?;
+        left.wait()?;
+    }
     ensure!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    ensure!(ended.is_some(), "it runs on");
+    killed?;
     ensure!(!node.exists(), "{} is there", node.display());
     Ok(())
 }
